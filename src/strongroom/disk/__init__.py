@@ -1,0 +1,1 @@
+"""The encrypted file: its header, its opening and guards, its replacement."""

@@ -1,0 +1,1 @@
+"""How a message travels: addresses, envelopes, links, routes and calls."""

@@ -1,0 +1,1 @@
+"""Who may read it: the master key, the keystore, rotation."""

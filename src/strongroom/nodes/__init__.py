@@ -1,0 +1,1 @@
+"""Who runs it: nodes, sentinels and clients."""

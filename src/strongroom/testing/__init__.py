@@ -1,0 +1,1 @@
+"""For authors of storage providers: the conformance suite, faults and the leak scan."""
