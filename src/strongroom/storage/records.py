@@ -10,17 +10,26 @@ import enum
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, final
 
 import msgspec
 
 from strongroom.errors import InvalidKey, InvalidNamespace, ValueTooLarge
 from strongroom.settings import StorageSettings
 
+if TYPE_CHECKING:
+    from strongroom.storage.encoding import M, Upgrade
+    from strongroom.storage.typed import KeyValueStore
+
 MAX_KEY_BYTES = 1024
 MAX_VALUE_BYTES = 64 * 1024 * 1024
 PAGE_RECORDS = 256
 PAGE_BYTES = 1024 * 1024
+
+TOMBSTONE_AGE = 24 * 3600 * 1_000_000  # µs
+TOMBSTONE_COUNT = 100_000
+"""A store that declares WATCH remembers a deletion for so long, unless as many came after it."""
 
 Clock = Callable[[], int]
 """Returns the time in microseconds since 1970, UTC."""
@@ -37,9 +46,11 @@ class Feature(enum.Enum):
     DURABLE = "durable"
     """An acknowledged write survives a crash of the process and of the machine."""
     ATOMIC = "atomic"
-    """The writes of one `apply` are stored all or none, and its checks hold at that moment."""
+    """Several writes in one `apply` are stored all or none, and its checks hold at that moment.
+    Of a single write, with its own condition, this is true of every store."""
     ORDERED = "ordered"
-    """`scan` goes in the order of the keys' UTF-8 bytes."""
+    """`scan` goes in the order of the keys' UTF-8 bytes, forwards or backwards. Without it the
+    order is the engine's own, and `after` goes on behind a key in that order."""
     TTL = "ttl"
     """Records expire."""
     WATCH = "watch"
@@ -96,8 +107,12 @@ class RecordStore(ABC):
     """One namespace of a backend. Every method may be called concurrently.
 
     Revisions are per namespace: they start at 1 and only grow, each write takes a new one. A record
-    whose `expires` has passed is invisible to every method at once. Keys and values that reach a
-    store through `KeyValueStore` have been checked by `check_key` and `check_value`.
+    whose `expires` has come is invisible to every method at once; written again after that, it is
+    created anew. What reaches a store through `KeyValueStore` has been checked: keys and prefixes
+    by `check_key`, values by `check_value`, and no feature is asked for that is not declared.
+
+    A call that is cancelled was carried out wholly or not at all, and the store goes on. After
+    `close` every method raises `StoreClosed`, those that were waiting too.
     """
 
     features: frozenset[Feature]
@@ -123,7 +138,7 @@ class RecordStore(ABC):
             prefix: What the keys begin with.
             after: Go on behind this key (before it, when `reverse`); it need not exist.
             limit: At most so many records; None for all of them, as one snapshot.
-            max_bytes: End the page when its values exceed this many bytes; one record is always
+            max_bytes: The page's values hold at most so many bytes together; one record is always
                 given.
             reverse: From the last key to the first.
             values: False leaves `value` empty, for callers that want the keys alone.
@@ -140,7 +155,7 @@ class RecordStore(ABC):
         """Store all of `writes`, or none, and return when they are durable.
 
         Args:
-            writes: No key stands in them twice.
+            writes: No key stands in them twice. There may be none, when only `checks` matter.
             checks: Keys that must be at these revisions (0: absent), though they are not written.
 
         Returns:
@@ -153,16 +168,31 @@ class RecordStore(ABC):
 
     @abstractmethod
     async def changes(
-        self, after: int | None, *, prefix: str = "", limit: int = PAGE_RECORDS
+        self,
+        after: int | None,
+        *,
+        since: int | None = None,
+        prefix: str = "",
+        limit: int = PAGE_RECORDS,
     ) -> Changes:
         """What changed after the revision `after`, waiting for the first change if there is none.
 
-        Each changed key appears once, in its latest state. With `after` None, returns at once with
-        no changes and the present revision as the cursor. With 0, every record that is there counts
-        as changed, and 0 never expires.
+        Each changed key appears once, in its latest state. A record that expires is a change, also
+        while this waits: look at the clock at least once a second, since clocks get set. A page
+        ends after `limit` changes, or as `scan` does after PAGE_BYTES.
+
+        Args:
+            after: The cursor. With None, returns at once with no changes and the present revision
+                as the cursor. With 0, every record that is there counts as changed, and 0 never
+                expires.
+            since: The revision at which a walk from 0 began. As the walk had seen nothing then,
+                its cursor is good as long as the deletions after this revision are remembered.
+            prefix: What the keys begin with.
+            limit: At most so many changes.
 
         Raises:
-            WatchExpired: `after` is older than the deletions that the store still remembers.
+            WatchExpired: `after` is older than the deletions that the store still remembers, or
+                newer than the store.
         """
 
     @abstractmethod
@@ -178,9 +208,43 @@ class StorageProvider(ABC):
     `strongroom.storage`, or `package.module:Class`.
     """
 
+    needs_directory: ClassVar[bool] = False
+    """Whether FAME_STORAGE_DB_DIRECTORY must be set."""
+    encrypts: ClassVar[bool] = False
+    """Whether what is stored is encrypted under the master key."""
+
     def __init__(self, settings: StorageSettings, clock: Clock = system_clock) -> None:
         self.settings = settings
         self.clock = clock
+
+    async def start(self) -> None:  # noqa: B027  # most providers have nothing to do here
+        """Make ready what needs to be awaited; called once, before anything else.
+
+        When it raises, it has released what it took.
+        """
+
+    @final
+    async def get_kv_store(
+        self, model_cls: type[M], namespace: str, *, upgrade: Sequence[Upgrade] = ()
+    ) -> KeyValueStore[M]:
+        """Open a namespace as a store of `model_cls`, a Pydantic model.
+
+        >>> notes = await provider.get_kv_store(Note, "notes")
+
+        Args:
+            model_cls: The type of the records.
+            namespace: 1 to 120 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
+            upgrade: One function for each older version of the model, oldest first; each takes the
+                JSON object as that version stored it, and returns it as the next version has it.
+
+        Raises:
+            InvalidNamespace: The name is not allowed, or differs from another's only in case.
+            StoreError: The namespace's file cannot be used.
+        """
+        from strongroom.storage.typed import KeyValueStore  # noqa: PLC0415  # it builds on this
+
+        check_namespace(namespace, await self.namespaces())
+        return KeyValueStore(await self.open(namespace), model_cls, namespace, self.clock, upgrade)
 
     @abstractmethod
     async def open(self, namespace: str) -> RecordStore:
@@ -196,7 +260,8 @@ class StorageProvider(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Close every open namespace. Closing twice does nothing."""
+        """Close every open namespace. Closing twice does nothing; afterwards `open` raises
+        `StoreClosed`."""
 
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
@@ -207,14 +272,25 @@ _OWN_NAMESPACE = re.compile(
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
-def check_namespace(name: str) -> None:
-    """Raise InvalidNamespace unless `name` can be a namespace on every platform."""
+def check_namespace(name: str, others: Iterable[str] = ()) -> None:
+    """Raise InvalidNamespace unless `name` can be a namespace on every platform.
+
+    Not every filesystem tells `Notes` from `notes`, so a name may not differ from one of `others`
+    only in case.
+    """
     allowed = _NAMESPACE.fullmatch(name) or _OWN_NAMESPACE.fullmatch(name)
     if not allowed or name.endswith((".", "_encrypted_value")) or _DEVICE_NAME.fullmatch(name):
         raise InvalidNamespace(
             f"{name!r} cannot be a namespace. Try: 1 to 120 letters, digits, '.', '_' or '-', "
             "beginning with a letter or digit, not ending in '.' or '_encrypted_value'"
         )
+    folded = name.lower()
+    for other in others:
+        if other.lower() == folded and other != name:
+            raise InvalidNamespace(
+                f"{name!r} differs only in case from the namespace {other!r}. Try: {other!r}, or a "
+                "name that differs in more"
+            )
 
 
 def check_key(key: str) -> None:
@@ -237,3 +313,17 @@ def check_value(key: str, value: bytes, limit: int = MAX_VALUE_BYTES) -> None:
     """Raise ValueTooLarge when `value` is longer than `limit` bytes."""
     if len(value) > limit:
         raise ValueTooLarge(f"The record {key!r} has {len(value)} bytes; at most {limit} fit.")
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The first string behind all keys that begin with `prefix`; None if nothing is behind them.
+
+    >>> prefix_end("user:")
+    'user;'
+    """
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return None
+    # Code points sort as their UTF-8 bytes do; the surrogates between U+D7FF and U+E000 have none.
+    following = 0xE000 if stem[-1] == "\ud7ff" else ord(stem[-1]) + 1
+    return stem[:-1] + chr(following)

@@ -1,0 +1,262 @@
+"""The provider `memory`: keeps nothing, and is the model that all others are compared with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+
+from sortedcontainers import SortedDict, SortedSet
+
+from strongroom.errors import RevisionConflict, StoreClosed, WatchExpired
+from strongroom.settings import StorageSettings
+from strongroom.storage.records import (
+    PAGE_BYTES,
+    PAGE_RECORDS,
+    TOMBSTONE_AGE,
+    TOMBSTONE_COUNT,
+    Changes,
+    Clock,
+    Feature,
+    Page,
+    Record,
+    RecordChange,
+    RecordStore,
+    StorageProvider,
+    Write,
+    check_namespace,
+    prefix_end,
+    system_clock,
+)
+
+
+class MemoryProvider(StorageProvider):
+    """Namespaces that live as long as the provider, for tests and for what may be lost.
+
+    >>> provider = MemoryProvider(StorageSettings())
+    """
+
+    def __init__(
+        self, settings: StorageSettings | None = None, clock: Clock = system_clock
+    ) -> None:
+        super().__init__(settings or StorageSettings(), clock)
+        self._stores: dict[str, MemoryStore] = {}
+        self._closed = False
+
+    async def open(self, namespace: str) -> RecordStore:
+        if self._closed:
+            raise StoreClosed("The provider is closed.", namespace=namespace)
+        check_namespace(namespace, self._stores)
+        store = self._stores.get(namespace)
+        if store is None or store.closed:
+            store = self._stores[namespace] = MemoryStore(namespace, self.clock)
+        return store
+
+    async def namespaces(self) -> list[str]:
+        return sorted(self._stores)
+
+    async def drop(self, namespace: str) -> None:
+        if store := self._stores.pop(namespace, None):
+            await store.close()
+
+    async def close(self) -> None:
+        self._closed = True
+        for store in self._stores.values():
+            await store.close()
+
+
+class MemoryStore(RecordStore):
+    """One namespace in a sorted dictionary.
+
+    Python compares strings by code point, which is the order of their UTF-8 bytes.
+    """
+
+    features = frozenset({Feature.ATOMIC, Feature.ORDERED, Feature.TTL, Feature.WATCH})
+
+    def __init__(self, namespace: str, clock: Clock) -> None:
+        self.closed = False
+        self._namespace = namespace
+        self._clock = clock
+        self._revision = 0
+        self._records: SortedDict[str, Record] = SortedDict()
+        self._expiring: SortedSet[tuple[int, str]] = SortedSet()
+        # The latest change of each key by revision, and of these the deletions, oldest first.
+        self._log: SortedDict[int, RecordChange] = SortedDict()
+        self._tombstones: dict[str, tuple[int, int]] = {}  # key: revision and time
+        self._forgotten = 0  # the newest deletion no longer remembered
+        self._changed = asyncio.Event()
+
+    async def read(self, keys: Sequence[str]) -> list[Record | None]:
+        self._look()
+        return [self._records.get(key) for key in keys]
+
+    async def scan(
+        self,
+        prefix: str = "",
+        *,
+        after: str | None = None,
+        limit: int | None = PAGE_RECORDS,
+        max_bytes: int | None = PAGE_BYTES,
+        reverse: bool = False,
+        values: bool = True,
+    ) -> Page:
+        await asyncio.sleep(0)  # as a real store would: a long scan lets others run
+        self._look()
+        records: list[Record] = []
+        room = max_bytes
+        for key in self._range(prefix, after, reverse=reverse):
+            record = self._records[key]
+            if not values:
+                record = Record(
+                    key, b"", record.revision, record.created, record.updated, record.expires
+                )
+            if room is not None:
+                room -= len(record.value)
+            if records and (len(records) == limit or (room is not None and room < 0)):
+                return Page(records, more=True)
+            records.append(record)
+        return Page(records, more=False)
+
+    async def count(self, prefix: str = "") -> int:
+        self._look()
+        end = prefix_end(prefix)
+        last = len(self._records) if end is None else self._records.bisect_left(end)
+        return last - self._records.bisect_left(prefix)
+
+    async def apply(
+        self, writes: Sequence[Write], *, checks: Mapping[str, int] | None = None
+    ) -> list[int]:
+        await asyncio.sleep(0)  # as a real store would: others may come first
+        now = self._look()
+        conditions = [(write.key, write.expect) for write in writes if write.expect is not None]
+        for key, expected in (*conditions, *(checks or {}).items()):
+            record = self._records.get(key)
+            found = record.revision if record else 0
+            if found != expected:
+                raise RevisionConflict(key, expected=expected, found=found)
+        revisions = [self._store(write, now) for write in writes]
+        self._wake()
+        return revisions
+
+    async def changes(
+        self,
+        after: int | None,
+        *,
+        since: int | None = None,
+        prefix: str = "",
+        limit: int = PAGE_RECORDS,
+    ) -> Changes:
+        self._look()
+        if after is None:
+            return Changes([], self._revision)
+        if after > self._revision or (after and max(after, since or 0) < self._forgotten):
+            raise WatchExpired(
+                f"What changed in {self._namespace!r} after revision {after} is no longer known. "
+                "Try: list what is there, and watch from now on"
+            )
+        while True:
+            page = self._changes_after(after, prefix, limit)
+            if page.changes:
+                return page
+            after = page.cursor  # nothing that matters to this caller came before it
+            await self._wait()
+            self._look()
+
+    async def close(self) -> None:
+        self.closed = True
+        self._wake()
+
+    def _look(self) -> int:
+        """Let go of what has expired, and return the time."""
+        if self.closed:
+            raise StoreClosed(f"{self._namespace!r} is closed.", namespace=self._namespace)
+        now = self._clock()
+        if self._expiring and self._expiring[0][0] <= now:
+            while self._expiring and self._expiring[0][0] <= now:
+                self._delete(self._expiring[0][1], now)
+            self._wake()
+        return now
+
+    def _store(self, write: Write, now: int) -> int:
+        if write.value is None:
+            return self._delete(write.key, now)
+        old = self._take(write.key)
+        self._revision += 1
+        created = old.created if old else now
+        record = Record(write.key, write.value, self._revision, created, now, write.expires)
+        self._records[write.key] = record
+        self._log[self._revision] = RecordChange(write.key, self._revision, record)
+        if write.expires is not None:
+            self._expiring.add((write.expires, write.key))
+        return self._revision
+
+    def _delete(self, key: str, now: int) -> int:
+        if key not in self._records:
+            return 0
+        self._take(key)
+        self._revision += 1
+        self._log[self._revision] = RecordChange(key, self._revision, None)
+        self._tombstones[key] = (self._revision, now)
+        self._forget(now)
+        return self._revision
+
+    def _take(self, key: str) -> Record | None:
+        """Take a key out of every table, and return its record if it had one."""
+        record = self._records.pop(key, None)
+        if record is not None:
+            del self._log[record.revision]
+            if record.expires is not None:
+                self._expiring.remove((record.expires, key))
+        elif tombstone := self._tombstones.pop(key, None):
+            del self._log[tombstone[0]]
+        return record
+
+    def _forget(self, now: int) -> None:
+        while self._tombstones:
+            key, (revision, when) = next(iter(self._tombstones.items()))
+            if when > now - TOMBSTONE_AGE and len(self._tombstones) <= TOMBSTONE_COUNT:
+                return
+            del self._tombstones[key], self._log[revision]
+            self._forgotten = revision
+
+    def _range(self, prefix: str, after: str | None, *, reverse: bool) -> Iterator[str]:
+        first, last = prefix, prefix_end(prefix)
+        if after is not None and reverse:
+            last = after if last is None else min(last, after)
+        elif after is not None and after >= first:
+            return self._within(after, last, (False, False), reverse=reverse)
+        return self._within(first, last, (True, False), reverse=reverse)
+
+    def _within(
+        self, first: str, last: str | None, inclusive: tuple[bool, bool], *, reverse: bool
+    ) -> Iterator[str]:
+        if last is not None and last < first:
+            return iter(())
+        return self._records.irange(first, last, inclusive, reverse)
+
+    def _changes_after(self, after: int, prefix: str, limit: int) -> Changes:
+        changes: list[RecordChange] = []
+        room = PAGE_BYTES
+        for revision in self._log.irange(after, None, (False, True)):
+            change = self._log[revision]
+            if not change.key.startswith(prefix):
+                continue
+            room -= len(change.record.value) if change.record else 0
+            if changes and (len(changes) == limit or room < 0):
+                return Changes(changes, changes[-1].revision)
+            changes.append(change)
+        return Changes(changes, self._revision)
+
+    async def _wait(self) -> None:
+        """Wait for a change, or for the time when the next record expires."""
+        changed, seconds = self._changed, None
+        if self._expiring:  # looked at each second, as the clock may be set meanwhile
+            seconds = min(1.0, max(0.0, (self._expiring[0][0] - self._clock()) / 1e6))
+        try:
+            async with asyncio.timeout(seconds):
+                await changed.wait()
+        except TimeoutError:
+            pass
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

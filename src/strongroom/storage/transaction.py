@@ -1,0 +1,73 @@
+"""Several reads and writes of a namespace as one, without holding anything while they go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Generic, Self
+
+from strongroom.errors import StoreClosed
+from strongroom.storage.encoding import Encoding, M
+from strongroom.storage.records import Record, RecordStore, Write, check_key
+
+
+class Transaction(Generic[M]):
+    """What `KeyValueStore.transaction()` gives; it alone sees its writes before the end.
+
+    Reads note the revisions that they found, writes wait in memory. The end is one `apply` that
+    stores the writes on the condition that every record read is still at its revision.
+    """
+
+    def __init__(
+        self,
+        records: RecordStore,
+        encoding: Encoding[M],
+        expiry: Callable[[float | timedelta | None], int | None],
+    ) -> None:
+        self._records = records
+        self._encoding = encoding
+        self._expiry = expiry
+        self._read: dict[str, Record | None] = {}
+        self._writes: dict[str, Write] = {}
+        self._ended = False
+
+    async def get(self, key: str) -> M | None:
+        """The value of `key` as this transaction sees it; None if there is none."""
+        self._check(key)
+        if write := self._writes.get(key):
+            record = None if write.value is None else Record(key, write.value, 0, 0, 0)
+        else:
+            if key not in self._read:
+                [self._read[key]] = await self._records.read((key,))
+            record = self._read[key]
+        return None if record is None else self._encoding.decode(record)
+
+    async def set(self, key: str, value: M, *, ttl: float | timedelta | None = None) -> None:
+        """Store `value` at the end."""
+        self._check(key)
+        self._writes[key] = Write(key, self._encoding.encode(key, value), self._expiry(ttl))
+
+    async def delete(self, key: str) -> None:
+        """Delete a record at the end; one that does not exist is no error."""
+        self._check(key)
+        self._writes[key] = Write(key, None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended = True
+        if kind is None and (self._writes or self._read):
+            checks = {key: record.revision if record else 0 for key, record in self._read.items()}
+            await self._records.apply(tuple(self._writes.values()), checks=checks)
+
+    def _check(self, key: str) -> None:
+        if self._ended:
+            raise StoreClosed("The transaction has ended. Try: a new one, with store.transaction()")
+        check_key(key)
