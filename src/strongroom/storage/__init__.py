@@ -1,1 +1,47 @@
 """How data is kept; the names here are those that an author of a provider needs."""
+
+from strongroom.storage.encoding import Upgrade
+from strongroom.storage.memory import MemoryProvider
+from strongroom.storage.providers import open_provider
+from strongroom.storage.records import (
+    Changes,
+    Clock,
+    Feature,
+    Page,
+    Record,
+    RecordChange,
+    RecordStore,
+    StorageProvider,
+    Write,
+    check_key,
+    check_namespace,
+    check_value,
+    prefix_end,
+    system_clock,
+)
+from strongroom.storage.transaction import Transaction
+from strongroom.storage.typed import Change, Entry, KeyValueStore
+
+__all__ = [
+    "Change",
+    "Changes",
+    "Clock",
+    "Entry",
+    "Feature",
+    "KeyValueStore",
+    "MemoryProvider",
+    "Page",
+    "Record",
+    "RecordChange",
+    "RecordStore",
+    "StorageProvider",
+    "Transaction",
+    "Upgrade",
+    "Write",
+    "check_key",
+    "check_namespace",
+    "check_value",
+    "open_provider",
+    "prefix_end",
+    "system_clock",
+]
