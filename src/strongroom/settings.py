@@ -35,7 +35,6 @@ class StorageSettings:
     master_key_file: Path | None = _variable("FAME_STORAGE_MASTER_KEY_FILE")
     master_key_command: str | None = _variable("FAME_STORAGE_MASTER_KEY_COMMAND")
     previous_master_key: str | None = _variable("FAME_STORAGE_MASTER_KEY_PREVIOUS", secret=True)
-    allow_network_filesystem: bool = _variable("FAME_STORAGE_ALLOW_NETWORK_FILESYSTEM", False)
 
     @property
     def has_master_key(self) -> bool:

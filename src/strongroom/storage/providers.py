@@ -11,11 +11,14 @@ from strongroom.errors import SettingsError, UnknownProfile
 from strongroom.settings import StorageSettings
 from strongroom.storage.memory import MemoryProvider
 from strongroom.storage.records import Clock, StorageProvider, system_clock
+from strongroom.storage.sqlite import EncryptedSqliteProvider, SqliteProvider
 
 ENTRY_POINTS = "strongroom.storage"
 
 BUILT_IN: dict[str, type[StorageProvider]] = {
     "memory": MemoryProvider,
+    "sqlite": SqliteProvider,
+    "encrypted-sqlite": EncryptedSqliteProvider,
 }
 
 _log = logging.getLogger(__name__)

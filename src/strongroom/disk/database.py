@@ -1,0 +1,157 @@
+"""Creating and opening one SQLite file, encrypted or plain, with every guard in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+
+from strongroom.disk import header, wal
+from strongroom.disk.directory import write_whole
+from strongroom.disk.header import FileKey
+from strongroom.errors import (
+    EngineUnsuitable,
+    StorageError,
+    StoreDamaged,
+    StoreMissing,
+    StoreUnavailable,
+)
+
+CIPHER = "chacha20"  # ChaCha20-Poly1305 page by page; it covers the readable header too
+CACHE_KIB = 16 * 1024
+ENGINE: str | None = getattr(apsw, "mc_version", None)
+NONCE_SAFE_VERSION = (3, 54)  # earlier releases repeat page nonces after a fork
+
+_PRAGMAS = (
+    "PRAGMA synchronous = FULL",
+    "PRAGMA fullfsync = 1",  # macOS: without these an fsync does not reach the disk
+    "PRAGMA checkpoint_fullfsync = 1",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA secure_delete = ON",
+    f"PRAGMA cache_size = -{CACHE_KIB}",
+    "PRAGMA trusted_schema = OFF",
+)
+
+
+def check_engine() -> None:
+    """Raise EngineUnsuitable unless SQLite can encrypt in the way that the file format needs.
+
+    The plain `apsw` package installs the same module name, and a plain SQLite ignores `PRAGMA key`
+    without a word, so this must be known before the first file is written.
+    """
+    remedy = "Try: pip uninstall apsw; pip install --force-reinstall apsw-sqlite3mc"
+    if ENGINE is None:
+        raise EngineUnsuitable(f"The installed apsw has no encryption. {remedy}")
+    version = tuple(int(part) for part in apsw.sqlite_lib_version().split(".")[:2])
+    if version < NONCE_SAFE_VERSION:
+        raise EngineUnsuitable(
+            f"SQLite {apsw.sqlite_lib_version()} with {ENGINE} repeats nonces after a "
+            f"fork; 3.54 or newer is needed. {remedy}"
+        )
+    connection = apsw.Connection(":memory:")
+    try:
+        if connection.execute(f"PRAGMA cipher = '{CIPHER}'").get != CIPHER:
+            raise EngineUnsuitable(f"{ENGINE} lacks the cipher {CIPHER}. {remedy}")
+    finally:
+        connection.close()
+
+
+def create(
+    path: Path,
+    key: FileKey | None,
+    fill: Callable[[apsw.Connection], object],
+    *,
+    replace: bool = False,
+    write_ahead: bool = True,
+) -> None:
+    """Make a database that appears at `path` complete and durable, or not at all.
+
+    Args:
+        path: Where the file is to stand.
+        key: Its key; None makes a plain file.
+        fill: Writes the first contents.
+        replace: Whether a file that stands there is replaced.
+        write_ahead: Whether the file is used with a write-ahead log from then on.
+    """
+
+    def write(temporary: Path) -> None:
+        connection = _connect(temporary, key, read_only=False)
+        try:
+            connection.execute(f"PRAGMA page_size = {header.PAGE_SIZE}")
+            mode = "WAL" if write_ahead else "DELETE"
+            connection.execute(f"PRAGMA journal_mode = {mode}").fetchall()
+            with connection:
+                fill(connection)
+        finally:
+            connection.close()
+        if key and temporary.read_bytes()[: header.SALT_SIZE] != key.header.to_bytes():
+            raise EngineUnsuitable(f"{ENGINE} did not encrypt {path}; nothing was kept.")
+
+    try:
+        write_whole(path, write, replace=replace)
+    except apsw.Error as error:
+        raise explain(error, path) from error
+
+
+def open_existing(
+    path: Path, key: FileKey | None, *, read_only: bool = False, check_log: bool = True
+) -> apsw.Connection:
+    """Open a database that exists, after looking at a write-ahead log that a crash left.
+
+    The caller has compared the file's header with `key`. SQLite never gets its create flag: with
+    it, an empty file would open as a new, empty store.
+
+    Raises:
+        StoreMissing: There is no such file.
+        StoreDamaged: The first page, or the log, holds bytes that were never valid.
+        StoreUnavailable: The disk refused.
+    """
+    if not path.exists():
+        raise StoreMissing(f"{path} is not there. Try: put it back from a backup.", path=path)
+    try:
+        if check_log:
+            wal.check(path, lambda: _connect(path, key, read_only=False))
+        connection = _connect(path, key, read_only=read_only)
+        try:
+            connection.execute("SELECT 1 FROM sqlite_schema").fetchall()  # decrypts the first page
+        except apsw.Error:
+            connection.close()
+            raise
+    except apsw.Error as error:
+        raise explain(error, path) from error
+    return connection
+
+
+def explain(error: apsw.Error, path: Path, namespace: str | None = None) -> StorageError:
+    """The error of ours that says what an error of SQLite means for the user."""
+    if isinstance(error, apsw.NotADBError | apsw.CorruptError | apsw.FormatError):
+        return StoreDamaged(
+            f"{path} is damaged: {error}. Nothing was written. Try: put the file back from a "
+            "backup.",
+            path=path,
+            namespace=namespace,
+        )
+    if isinstance(error, apsw.FullError):
+        reason, remedy = "the disk is full", "free some space; the store then works again"
+    elif isinstance(error, apsw.ReadOnlyError):
+        reason, remedy = "it may not be written", "check the owner and mode of file and directory"
+    else:
+        reason, remedy = str(error), "check the disk and the system's log"
+    return StoreUnavailable(f"{path}: {reason}. Try: {remedy}", path=path, namespace=namespace)
+
+
+def _connect(path: Path, key: FileKey | None, *, read_only: bool) -> apsw.Connection:
+    flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=64)
+    try:
+        if key is not None:
+            connection.execute(f"PRAGMA cipher = '{CIPHER}'", can_cache=False).fetchall()
+            if connection.execute(key.pragma, can_cache=False).get != "ok":
+                raise EngineUnsuitable(f"{ENGINE} refused the key of {path}.")
+        for pragma in _PRAGMAS:
+            connection.execute(pragma).fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection

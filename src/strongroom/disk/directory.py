@@ -1,0 +1,158 @@
+"""A data directory: its one owner, its filesystem, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+from strongroom.errors import DirectoryInUse, FilesystemUnsafe, StoreUnavailable
+
+NETWORK_FILESYSTEMS = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"}
+    | {"ocfs2", "smb3", "smbfs", "virtiofs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs"}
+)
+_TEMPORARY = ".new"
+
+
+def make_directory(path: Path) -> None:
+    """Create `path` and its missing parents, mode 0700, each durable in its parent."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    for directory in reversed(missing):
+        directory.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(directory.parent)
+
+
+def check_filesystem(path: Path) -> None:
+    """Raise FilesystemUnsafe when `path` is on a network filesystem.
+
+    Write-ahead logging needs memory shared between processes, and locks that hold; a network
+    filesystem promises neither (https://sqlite.org/wal.html).
+    """
+    kind = filesystem(path)
+    if kind in NETWORK_FILESYSTEMS:
+        raise FilesystemUnsafe(
+            f"{path} is on a network filesystem ({kind}), where locks and syncs cannot be relied "
+            "on. Try: a directory on a local disk",
+            path=path,
+        )
+
+
+def filesystem(path: Path) -> str | None:
+    """The type of the filesystem that holds `path`, as Linux names it; None elsewhere."""
+    mounts = Path("/proc/self/mountinfo")
+    if not mounts.exists():
+        return None
+    best: tuple[int, str | None] = (-1, None)
+    for line in mounts.read_text(errors="surrogateescape").splitlines():
+        fields, _, source = line.partition(" - ")
+        mounted_on = fields.split(" ")[4].encode("latin-1", "replace").decode("unicode_escape")
+        if path.resolve().is_relative_to(mounted_on) and len(mounted_on) >= best[0]:
+            best = len(mounted_on), source.split(" ")[0]
+    return best[1]
+
+
+class DirectoryLock:
+    """The right of one process to a data directory, held until `release`."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            DirectoryInUse: Another process, or another provider in this one, holds it.
+        """
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise DirectoryInUse(
+                f"{path} is in use by another process. Try: stop the other node, or give this one "
+                "a directory of its own in FAME_STORAGE_DB_DIRECTORY",
+                path=path,
+            ) from None
+        _held.add(self)
+
+    def release(self) -> None:
+        """Give the lock back; the last descriptor of it does so."""
+        _held.discard(self)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+_held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
+
+
+def _release_in_child() -> None:
+    """A forked child would keep the lock alive after its parent has gone."""
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> None:
+    """Make `path` appear, durable and complete, or not at all.
+
+    Args:
+        path: Where the file is to stand.
+        write: Fills the empty file, mode 0600, that it is given, and closes it.
+        replace: Whether a file that stands there is replaced; otherwise it is an error.
+
+    Raises:
+        StoreUnavailable: The disk refused, or a file stands there already.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            write(temporary)
+            sync_file(temporary)
+            if replace:
+                temporary.replace(path)
+            else:
+                os.link(temporary, path)  # unlike rename, fails where a file stands
+        finally:
+            remove_with_journals(temporary)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{path} cannot be written: {error.strerror or error}. Try: see that the disk has "
+            "room and that the directory may be written",
+            path=path,
+        ) from error
+
+
+def remove_with_journals(path: Path) -> None:
+    """Delete a database file and what SQLite may have left beside it."""
+    for suffix in ("-wal", "-shm", "-journal", ""):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete the unfinished files of a `write_whole` that was killed; they never held data."""
+    for path in directory.glob(f".*.db.*{_TEMPORARY}*"):
+        path.unlink(missing_ok=True)

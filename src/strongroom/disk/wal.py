@@ -1,0 +1,106 @@
+"""Looking at a write-ahead log that a crash left, before SQLite may change anything.
+
+SQLite ends its recovery at the first frame that is not valid, and drops that frame and all that
+follow, without a word: after a torn last write this is right, since that transaction was never
+acknowledged; after damage further up it loses acknowledged transactions. A transaction starts only
+after the fsync of the one before, so a commit of a later transaction behind the first invalid frame
+proves damage. The format is that of https://sqlite.org/fileformat2.html, section 4.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import apsw
+
+from strongroom.disk.header import PAGE_SIZE
+from strongroom.errors import StoreDamaged
+
+_HEADER = struct.Struct(">8I")
+_FRAME = struct.Struct(">6I")
+_FRAME_SIZE = _FRAME.size + PAGE_SIZE
+_MAGIC = 0x377F0682  # the lowest bit tells the byte order of the checksums
+_VERSION = 3007000
+
+
+def check(path: Path, connect: Callable[[], apsw.Connection]) -> None:
+    """Raise StoreDamaged if the log beside `path` holds commits that SQLite would drop.
+
+    Args:
+        path: The database.
+        connect: Opens it for a look; what is opened changes no byte and leaves no file.
+    """
+    log = path.with_name(path.name + "-wal")
+    if not log.exists() or log.stat().st_size < _HEADER.size + _FRAME_SIZE:
+        return
+    with log.open("rb") as file:
+        salts = _salts(file.read(_HEADER.size))
+        if salts is None:
+            raise _damaged(log, "its header is not valid, and frames follow it")
+        recovered = _recovered_frames(connect)
+        if _later_commit(file, recovered, salts):
+            raise _damaged(log, f"frame {recovered + 1} is not valid, and later commits follow it")
+
+
+def _salts(head: bytes) -> tuple[int, int] | None:
+    magic, version, page_size, _, salt_1, salt_2, sum_1, sum_2 = _HEADER.unpack(head)
+    order = ">" if magic & 1 else "<"
+    if (magic & ~1, version, page_size) != (_MAGIC, _VERSION, PAGE_SIZE):
+        return None
+    return (salt_1, salt_2) if _checksum(head[:24], order) == (sum_1, sum_2) else None
+
+
+def _recovered_frames(connect: Callable[[], apsw.Connection]) -> int:
+    """How many frames SQLite takes from the log, up to its last valid commit."""
+    connection = connect()
+    try:
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()  # needs no -shm file
+        frames, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        return frames
+    finally:
+        connection.close()
+
+
+def _later_commit(file: BinaryIO, recovered: int, salts: tuple[int, int]) -> bool:
+    """Whether two transactions end behind the last valid commit: the first was acknowledged.
+
+    A frame counts as this log's when one of its two salts is right: a changed byte spoils one.
+    """
+    commits = 0
+    for size_after_commit, salt_1, salt_2 in _frames(file, recovered):
+        if size_after_commit and (salt_1 == salts[0] or salt_2 == salts[1]):
+            commits += 1
+    return commits > 1
+
+
+def _frames(file: BinaryIO, first: int) -> Iterator[tuple[int, int, int]]:
+    offset = _HEADER.size + first * _FRAME_SIZE
+    while True:
+        file.seek(offset)
+        head = file.read(_FRAME.size)
+        if len(head) < _FRAME.size:
+            return
+        _, size_after_commit, salt_1, salt_2, _, _ = _FRAME.unpack(head)
+        yield size_after_commit, salt_1, salt_2
+        offset += _FRAME_SIZE
+
+
+def _checksum(data: bytes, order: str) -> tuple[int, int]:
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    one = two = 0
+    for left, right in zip(words[::2], words[1::2], strict=True):
+        one = (one + left + two) & 0xFFFFFFFF
+        two = (two + right + one) & 0xFFFFFFFF
+    return one, two
+
+
+def _damaged(log: Path, how: str) -> StoreDamaged:
+    return StoreDamaged(
+        f"{log} is damaged: {how}. Nothing was written. Try: keep a copy of it and of the file "
+        "beside it, then put both back from a backup.",
+        path=log,
+    )

@@ -1,0 +1,458 @@
+"""One namespace in one SQLite file: group commit for writes, point reads in line, scans beside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
+
+import apsw
+
+from strongroom.disk import database
+from strongroom.disk.header import FileKey
+from strongroom.errors import FormatUnsupported, StoreClosed, StoreForked, WatchExpired
+from strongroom.storage import tables
+from strongroom.storage.records import (
+    PAGE_BYTES,
+    PAGE_RECORDS,
+    Changes,
+    Clock,
+    Feature,
+    Page,
+    Record,
+    RecordStore,
+    Write,
+)
+from strongroom.storage.writer import Waiting, Writer
+
+CACHE_BYTES = 16 * 1024 * 1024
+RECORD_OVERHEAD = 200  # bytes that a cached record takes beside its value
+SCANNERS = 4
+BUSY_MS = 10_000
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603  # a process has one such count
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class SqliteStore(RecordStore):
+    """The records of one namespace.
+
+    Its connections are opened at the first use and closed when it has been idle: one for the
+    writer, one for point reads on the event loop, up to four for what is long and goes to a thread.
+    """
+
+    features = frozenset(Feature)
+
+    def __init__(
+        self,
+        path: Path,
+        namespace: str,
+        *,
+        unlock: Callable[[], FileKey | None],
+        verify: Callable[[tables.Head], None],
+        clock: Clock,
+        threads: Executor,
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            path: The file, which exists.
+            namespace: Its name, for errors.
+            unlock: Checks the file's header and returns its key; called off the event loop.
+            verify: Raises if the head is not that of the newest copy of this file.
+            clock: The time.
+            threads: Where scans run.
+        """
+        self.path = path
+        self.namespace = namespace
+        self._unlock = unlock
+        self._verify = verify
+        self._clock = clock
+        self._threads = threads
+        self._born = _forks
+        self._closed = False
+        self._opening = asyncio.Lock()
+        self._writer: Writer | None = None
+        self._reader: apsw.Connection | None = None
+        self._scanners: list[apsw.Connection] = []
+        self._scanner_slots = asyncio.Semaphore(SCANNERS)
+        self._key: FileKey | None = None
+        self._cache = RecordCache(CACHE_BYTES)
+        self._changed = asyncio.Event()
+        self._due: int | None = None
+        self._under_way = 0
+        self.used = False
+        self.marked = True
+
+    # --- the contract -------------------------------------------------------------------------
+
+    async def read(self, keys: Sequence[str]) -> list[Record | None]:
+        if self._reader is None or self._born != _forks:
+            await self.open()
+        self.used = True
+        now = self._clock()
+        found = [self._cache.get(key, now) or self._read_inline(key, now) for key in keys]
+        for index, record in enumerate(found):
+            if record is _LONG:
+                found[index] = await self._in_thread(tables.read_long, keys[index], now)
+        return found
+
+    async def scan(
+        self,
+        prefix: str = "",
+        *,
+        after: str | None = None,
+        limit: int | None = PAGE_RECORDS,
+        max_bytes: int | None = PAGE_BYTES,
+        reverse: bool = False,
+        values: bool = True,
+    ) -> Page:
+        return await self._in_thread(
+            tables.scan,
+            prefix,
+            after=after,
+            limit=limit,
+            max_bytes=max_bytes,
+            reverse=reverse,
+            values=values,
+            now=self._clock(),
+        )
+
+    async def count(self, prefix: str = "") -> int:
+        return await self._in_thread(tables.count, prefix, self._clock())
+
+    async def apply(
+        self, writes: Sequence[Write], *, checks: Mapping[str, int] | None = None
+    ) -> list[int]:
+        writer = self._writer
+        if writer is None or writer.broken or self._born != _forks:
+            writer = await self.open()
+        self.used = True
+        waiting = Waiting(writes, checks or {}, asyncio.get_running_loop().create_future())
+        self._under_way += 1
+        writer.submit(waiting)
+        return await waiting.future
+
+    async def changes(
+        self,
+        after: int | None,
+        *,
+        since: int | None = None,
+        prefix: str = "",
+        limit: int = PAGE_RECORDS,
+    ) -> Changes:
+        writer = await self.open()
+        if after is None:
+            return Changes([], writer.revision)
+        self._under_way += 1
+        try:
+            while True:
+                changed = self._changed
+                await self.sweep()
+                found = await self._in_thread(
+                    _changes, after, since=since, prefix=prefix, limit=limit, now=self._clock()
+                )
+                if found.changes:
+                    return found
+                after = found.cursor
+                await self._wait(changed)
+        finally:
+            self._under_way -= 1
+
+    async def close(self) -> None:
+        self._closed = True
+        self._changed.set()
+        async with self._opening:
+            await self._disconnect()
+
+    # --- for the provider ---------------------------------------------------------------------
+
+    async def sweep(self) -> None:
+        """Turn records whose time has passed into deletions, if the store is open."""
+        writer = self._writer
+        while writer and not writer.broken and self._due is not None and self._due <= self._clock():
+            self._due = await writer.sweep()
+            self.marked = False
+            self._notify()
+
+    async def mark(self, stamp: bytes, known: bytes) -> int:
+        """Leave a stamp in the file beside the `known` one; returns the revision it stands for."""
+        writer = await self.open()
+        self.marked = True
+        try:
+            revision: int = await writer.run(
+                lambda connection: tables.mark(connection, stamp, known, self._clock())
+            )
+        except BaseException:
+            self.marked = False
+            raise
+        return revision
+
+    @property
+    def resting(self) -> bool:
+        """Whether its file is closed."""
+        return self._writer is None
+
+    async def rest(self) -> None:
+        """Checkpoint and close the file, unless it is in use; the next use opens it again."""
+        async with self._opening:
+            writer = self._writer
+            idle = not self._under_way and not self.used
+            if idle and writer and (writer.broken or writer.in_place()):
+                await self._disconnect()
+
+    async def on_writer(self, task: Callable[[apsw.Connection], T]) -> T:
+        """Run `task` on the writing connection between two commits."""
+        writer = await self.open()
+        result: T = await writer.run(task)
+        return result
+
+    # --- connections --------------------------------------------------------------------------
+
+    async def open(self) -> Writer:
+        """The writer, with all connections open."""
+        if self._born != _forks:
+            raise StoreForked(
+                f"{self.path} was opened before this process was forked. Open a provider of the "
+                "child's own.",
+                path=self.path,
+                namespace=self.namespace,
+            )
+        async with self._opening:
+            if self._closed:
+                self._refuse_closed()
+            if self._writer is not None and self._writer.broken:
+                await self._disconnect()
+            if self._writer is None:
+                loop = asyncio.get_running_loop()
+                connections = await loop.run_in_executor(self._threads, self._connect)
+                writing, self._reader, head, self._due = connections
+                self._writer = Writer(
+                    writing,
+                    self.path,
+                    revision=head.revision,
+                    clock=self._clock,
+                    settle=self._settle,
+                )
+            return self._writer
+
+    def _connect(self) -> tuple[apsw.Connection, apsw.Connection, tables.Head, int | None]:
+        self._key = self._unlock()
+        writing = database.open_existing(self.path, self._key)
+        try:
+            if (found := tables.version(writing)) != tables.VERSION:
+                raise FormatUnsupported(
+                    f"{self.path} has tables of version {found}, and this Strongroom knows "
+                    f"version {tables.VERSION}. Try: a newer Strongroom.",
+                    path=self.path,
+                    namespace=self.namespace,
+                )
+            head = tables.head(writing)
+            self._verify(head)
+            reader = database.open_existing(self.path, self._key, check_log=False)
+            reader.set_busy_timeout(0)
+            return writing, reader, head, tables.next_expiry(reader)
+        except apsw.Error as error:
+            writing.close()
+            raise database.explain(error, self.path, self.namespace) from error
+        except BaseException:
+            writing.close()
+            raise
+
+    async def _disconnect(self) -> None:
+        writer, self._writer = self._writer, None
+        reader, self._reader = self._reader, None
+        for _ in range(SCANNERS):  # wait for those at work
+            await self._scanner_slots.acquire()
+        try:
+            for connection in (reader, *self._scanners):
+                if connection is not None:
+                    connection.close()
+            self._scanners.clear()
+            if writer is not None:
+                await writer.close()
+            self._cache.clear()
+        finally:
+            for _ in range(SCANNERS):
+                self._scanner_slots.release()
+
+    def _refuse_closed(self) -> NoReturn:
+        raise StoreClosed(f"{self.path} was closed.", path=self.path, namespace=self.namespace)
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def _read_inline(self, key: str, now: int) -> Record | None:
+        """One record from the event loop's own connection; `_LONG` where a thread must read it."""
+        assert self._reader is not None
+        try:
+            found = tables.read(self._reader, key, now)
+        except apsw.BusyError:
+            return _LONG
+        except apsw.Error as error:
+            raise database.explain(error, self.path, self.namespace) from error
+        if isinstance(found, int):
+            return _LONG
+        if found is not None:
+            self._cache.put(found)
+        return found
+
+    async def _in_thread(
+        self,
+        function: Callable[Concatenate[apsw.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run a read on a thread, with a connection that nobody else uses meanwhile."""
+        if self._writer is None or self._born != _forks:
+            await self.open()
+        self.used = True
+        self._under_way += 1
+        try:
+            async with self._scanner_slots:
+                if self._closed:
+                    self._refuse_closed()
+                connection = self._scanners.pop() if self._scanners else None
+
+                def call() -> T:
+                    nonlocal connection
+                    if connection is None:
+                        connection = database.open_existing(self.path, self._key, check_log=False)
+                        connection.set_busy_timeout(BUSY_MS)
+                    return function(connection, *args, **kwargs)
+
+                try:
+                    return await self._uninterrupted(call)
+                except apsw.Error as error:
+                    raise database.explain(error, self.path, self.namespace) from error
+                finally:
+                    if connection is not None:
+                        self._scanners.append(connection)
+        finally:
+            self._under_way -= 1
+
+    async def _uninterrupted(self, call: Callable[[], T]) -> T:
+        """Wait for the thread even when cancelled: it is using the connection."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+    # --- after a commit -----------------------------------------------------------------------
+
+    def _settle(self, batch: list[Waiting], now: int) -> None:
+        """Acknowledge a batch: the cache first, so that nobody who was told reads what was."""
+        self._under_way -= len(batch)
+        self.marked = False
+        for waiting in batch:
+            if waiting.error is None:
+                self._remember(waiting, now)
+                if not waiting.future.done():
+                    waiting.future.set_result(waiting.revisions)
+            elif not waiting.future.done():
+                waiting.future.set_exception(waiting.error)
+        if self._writer is not None and self._writer.broken:
+            self._cache.clear()
+        self._notify()
+
+    def _remember(self, waiting: Waiting, now: int) -> None:
+        for write, revision in zip(waiting.writes, waiting.revisions, strict=True):
+            if write.value is None:
+                self._cache.drop(write.key)
+            else:
+                self._cache.update(write, revision, now)
+                if write.expires is not None and (self._due is None or write.expires < self._due):
+                    self._due = write.expires
+
+    async def _wait(self, changed: asyncio.Event) -> None:
+        """Wait for a change, looking at the clock each second where records expire."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if self._due is None else 1.0):
+                await changed.wait()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+_LONG = Record("", b"", 0, 0, 0)  # stands for a record that only a thread may read
+
+
+def _changes(
+    connection: apsw.Connection,
+    after: int,
+    *,
+    since: int | None,
+    prefix: str,
+    limit: int,
+    now: int,
+) -> Changes:
+    head = tables.head(connection)
+    if after and not (head.forgotten <= max(after, since or 0) and after <= head.revision):
+        raise WatchExpired(
+            f"Revision {after} is not within what the store remembers ({head.forgotten} to "
+            f"{head.revision}). Try: list what is there, and watch from now on"
+        )
+    return tables.changes(connection, after, prefix, limit, now)
+
+
+class RecordCache:
+    """The records used last, as they are encoded, so that nobody can change what is stored."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._records: OrderedDict[str, Record] = OrderedDict()
+
+    def get(self, key: str, now: int) -> Record | None:
+        """The record, unless it is not here or has expired."""
+        record = self._records.get(key)
+        if record is None or (record.expires is not None and record.expires <= now):
+            return None
+        self._records.move_to_end(key)
+        return record
+
+    def put(self, record: Record) -> None:
+        """Take a record that was read, or that a commit has changed."""
+        self.drop(record.key)
+        self._records[record.key] = record
+        self._size += len(record.value) + RECORD_OVERHEAD
+        while self._size > self._limit:
+            _, oldest = self._records.popitem(last=False)
+            self._size -= len(oldest.value) + RECORD_OVERHEAD
+
+    def update(self, write: Write, revision: int, now: int) -> None:
+        """Change a record that is here to what a commit has made of it."""
+        old = self._records.get(write.key)
+        if old is None or write.value is None or old.revision >= revision:
+            return  # what is newer was read after the commit
+        expired = old.expires is not None and old.expires <= now
+        created = now if expired else old.created
+        self.put(Record(write.key, write.value, revision, created, now, write.expires))
+
+    def drop(self, key: str) -> None:
+        """Forget a record."""
+        old = self._records.pop(key, None)
+        if old is not None:
+            self._size -= len(old.value) + RECORD_OVERHEAD
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._records.clear()
+        self._size = 0

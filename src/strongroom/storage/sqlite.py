@@ -1,0 +1,446 @@
+"""A data directory: one SQLite file for each namespace, encrypted or plain, and the keystore."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar, ParamSpec, TypeVar
+
+import msgspec
+
+from strongroom.disk import database
+from strongroom.disk.directory import (
+    DirectoryLock,
+    check_filesystem,
+    make_directory,
+    remove_leftovers,
+    remove_with_journals,
+    sync_directory,
+)
+from strongroom.disk.header import FileKey, check_plain, read_header, same
+from strongroom.errors import (
+    ForeignStore,
+    InvalidNamespace,
+    KeystoreMissing,
+    KeystoreOlder,
+    ProfileMismatch,
+    SettingsError,
+    StorageError,
+    StoreClosed,
+    StoreDamaged,
+    StoreError,
+    StoreMissing,
+    StoreRolledBack,
+    StoreSwapped,
+    WrongMasterKey,
+)
+from strongroom.keys.keystore import NAMESPACE as KEYSTORE
+from strongroom.keys.keystore import DroppedFile, Entry, Keystore, State
+from strongroom.keys.master import MasterKey, read_master_key
+from strongroom.storage import tables
+from strongroom.storage.namespace import SqliteStore
+from strongroom.storage.records import RecordStore, StorageProvider, Write
+
+META = "__node_meta"
+PLAIN_SUFFIX = ".db"
+ENCRYPTED_SUFFIX = "_encrypted_value.db"
+TICK_SECONDS = 1.0
+MARK_TICKS = 5
+IDLE_TICKS = 5
+THREADS = 8
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What `__node_meta` remembers of a store, so that an older copy of its file is noticed."""
+
+    revision: int = 0
+    stamp: bytes = b""
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What `__node_meta` remembers of the keystore."""
+
+    generation: int
+    namespaces: list[str]
+
+
+class SqliteProvider(StorageProvider):
+    """Keeps each namespace in a plain SQLite file of its own, `<namespace>.db`."""
+
+    needs_directory: ClassVar[bool] = True
+    encrypts: ClassVar[bool] = False
+    suffix: ClassVar[str] = PLAIN_SUFFIX
+
+    directory: Path
+    keystore: Keystore
+
+    async def start(self) -> None:
+        if self.settings.directory is None:
+            raise SettingsError(
+                f"The profile {self.settings.profile} needs FAME_STORAGE_DB_DIRECTORY. "
+                "Try: FAME_STORAGE_DB_DIRECTORY=data"
+            )
+        self.directory = self.settings.directory.absolute()
+        self._stores: dict[str, SqliteStore] = {}
+        self._marks: dict[str, Mark] = {}
+        self._changing = asyncio.Lock()
+        self._closed = False
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="strongroom")
+        self._ticking: asyncio.Task[None] | None = None
+        self._lock: DirectoryLock | None = None
+        try:
+            await self._blocking(self._take_directory)
+            await self._recall()
+            await self._blocking(self._check_files)
+            await self.open(META)
+            await self._remember_keystore()
+        except BaseException:
+            await self._release()
+            raise
+        self._ticking = asyncio.create_task(self._tick(), name=f"tick of {self.directory}")
+
+    # --- the contract -------------------------------------------------------------------------
+
+    async def open(self, namespace: str) -> RecordStore:
+        if self._closed:
+            raise StoreClosed(f"The provider of {self.directory} was closed.", path=self.directory)
+        store = self._stores.get(namespace)
+        if store is None:
+            async with self._changing:
+                store = self._stores.get(namespace) or await self._open(namespace)
+        return store
+
+    async def namespaces(self) -> list[str]:
+        return sorted(self.keystore.entries)
+
+    async def drop(self, namespace: str) -> None:
+        if namespace == META:
+            raise InvalidNamespace(f"{META} is the node's own, and cannot be dropped.")
+        async with self._changing:
+            if namespace not in self.keystore.entries:
+                return
+            if store := self._stores.pop(namespace, None):
+                await store.close()
+            await self._blocking(self._drop, namespace)
+            self._marks.pop(namespace, None)
+            await self._meta.apply([Write(f"mark/{namespace}", None)])
+        await self._remember_keystore()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        async with self._changing:
+            try:
+                await self._mark([s for n, s in self._stores.items() if n != META and not s.marked])
+            finally:
+                await self._release()
+
+    # --- the directory ------------------------------------------------------------------------
+
+    def path(self, namespace: str) -> Path:
+        """Where the file of a namespace stands."""
+        return self.directory / f"{namespace}{self.suffix}"
+
+    def _take_directory(self) -> None:
+        """Own the directory, and read its keystore or make a new one."""
+        database.check_engine()
+        master = read_master_key(self.settings) if self.encrypts else None
+        make_directory(self.directory)
+        check_filesystem(self.directory)
+        self._lock = DirectoryLock(self.directory)
+        self._check_profile()
+        path = self.path(KEYSTORE)
+        if path.exists():
+            self.keystore = self._open_keystore(path, master)
+            return
+        if stores := self._files():
+            raise KeystoreMissing(
+                f"{path} is not there, and {stores[0]} and {len(stores) - 1} other stores cannot "
+                "be opened without it. Nothing was changed. Try: put the keystore back from a "
+                "backup.",
+                path=path,
+            )
+        self.keystore = Keystore.create(path, master)
+
+    def _check_profile(self) -> None:
+        """Raise ProfileMismatch where the files were made under the other profile."""
+        found = sorted(self.directory.glob(f"*{PLAIN_SUFFIX}"))
+        other = [f for f in found if f.name.endswith(ENCRYPTED_SUFFIX) != self.encrypts]
+        if other:
+            kind, profile = (
+                ("plain", "sqlite") if self.encrypts else ("encrypted", "encrypted-sqlite")
+            )
+            raise ProfileMismatch(
+                f"{other[0]} is a file of the profile {profile}, and the profile is "
+                f"{self.settings.profile}: this directory holds {kind} stores. Nothing was "
+                f"changed. Try: FAME_STORAGE_PROFILE={profile}, or another directory",
+                path=other[0],
+            )
+
+    def _open_keystore(self, path: Path, master: MasterKey | None) -> Keystore:
+        try:
+            return Keystore.open(path, master)
+        except WrongMasterKey:
+            previous = self.settings.previous_master_key
+            if previous is None or master is None:
+                raise
+            keystore = Keystore.open(path, MasterKey(previous))
+            keystore.change_master(master)
+            log.warning("%s was under the previous master key and is now under the new one", path)
+            return keystore
+
+    def _files(self) -> list[Path]:
+        """The files of all stores, without the keystore's."""
+        keystore = self.path(KEYSTORE)
+        return sorted(p for p in self.directory.glob(f"*{self.suffix}") if p != keystore)
+
+    def _check_files(self) -> None:
+        """Look at every file before anything is written: no file too many, none too few."""
+        entries = self.keystore.entries
+        self._finish_drops()
+        for path in self._files():
+            namespace = path.name.removesuffix(self.suffix)
+            if namespace not in entries:
+                raise self._not_ours(namespace, self._file_id(path))
+        for namespace, entry in entries.items():
+            if entry.state is not State.NEW:
+                self._check_header(namespace)
+        remove_leftovers(self.directory)
+
+    def _finish_drops(self) -> None:
+        """Delete the files of stores that were dropped just before the node was killed."""
+        for dropped in self.keystore.dropped:
+            path = self.path(dropped.namespace)
+            if path.exists() and dropped.namespace not in self.keystore.entries:
+                if self.encrypts and self._file_id(path) != dropped.file_id:
+                    continue
+                remove_with_journals(path)
+                sync_directory(self.directory)
+
+    def _check_header(self, namespace: str) -> FileKey | None:
+        """The key of a namespace's file, once its header shows that it is this file's.
+
+        Must not be called while this process has the file open: closing the descriptor would drop
+        SQLite's locks.
+        """
+        path, entry = self.path(namespace), self.keystore.entries[namespace]
+        if not path.exists():
+            raise StoreMissing(
+                f"{path} is not there, and the keystore knows it. Nothing was changed. Try: put it "
+                "back from a backup.",
+                path=path,
+                namespace=namespace,
+            )
+        if not self.encrypts:
+            check_plain(path)
+            return None
+        header = read_header(path)
+        for data_key in (entry.key, entry.next_key):
+            if data_key is not None and data_key.file_id == header.file_id:
+                key = data_key.opens(namespace)
+                if key is not None and same(key.header.check, header.check):
+                    return key
+                raise StoreDamaged(
+                    f"{path} is damaged: its key check (bytes 11 to 14) is not valid. Try: put the "
+                    "file back from a backup.",
+                    path=path,
+                    namespace=namespace,
+                )
+        raise self._not_ours(namespace, header.file_id)
+
+    def _not_ours(self, namespace: str, file_id: bytes) -> StoreError:
+        """What to say of a file with an id that is not the one which its name asks for."""
+        path, owner = self.path(namespace), self.keystore.namespace_of(file_id)
+        if owner is not None:
+            return StoreSwapped(
+                f"{path} is the file of the namespace {owner!r}. Nothing was changed. Try: give "
+                "the files back the names that they had.",
+                path=path,
+                namespace=namespace,
+            )
+        return ForeignStore(
+            f"{path} is not a file of this node, or its keystore is an older one. Nothing was "
+            "changed. Try: move the file away, or put the newest keystore back.",
+            path=path,
+            namespace=namespace,
+        )
+
+    def _file_id(self, path: Path) -> bytes:
+        """The id in a file's header; plain files have none there."""
+        return read_header(path).file_id if self.encrypts else b""
+
+    # --- namespaces ---------------------------------------------------------------------------
+
+    @property
+    def _meta(self) -> SqliteStore:
+        return self._stores[META]
+
+    async def _open(self, namespace: str) -> SqliteStore:
+        entry = self.keystore.entries.get(namespace)
+        if entry is None or entry.state is State.NEW:
+            await self._blocking(self._create, namespace)
+            if namespace != META:
+                await self._remember_keystore()
+        store = SqliteStore(
+            self.path(namespace),
+            namespace,
+            unlock=lambda: self._check_header(namespace),
+            verify=lambda head: self._verify(namespace, head),
+            clock=self.clock,
+            threads=self._threads,
+        )
+        try:
+            await store.open()
+        except BaseException:
+            await store.close()
+            raise
+        self._stores[namespace] = store
+        return store
+
+    def _create(self, namespace: str) -> None:
+        """Make an empty store: first its key is durable, then its file, then its use begins."""
+        path, entry = self.path(namespace), self.keystore.entries.get(namespace)
+        if entry is None:
+            if path.exists():
+                raise self._not_ours(namespace, self._file_id(path))
+            entry = Entry(State.NEW, self.keystore.new_data_key(self.clock()))
+            with self.keystore.change() as contents:
+                contents.entries[namespace] = entry
+        remove_with_journals(path)  # of a creation that was cut short; it holds nothing
+        data_key = entry.key
+        database.create(
+            path,
+            data_key.opens(namespace),
+            lambda connection: tables.create(connection, namespace, data_key.file_id),
+        )
+        with self.keystore.change() as contents:
+            contents.entries[namespace].state = State.LIVE
+
+    def _drop(self, namespace: str) -> None:
+        entry = self.keystore.entries[namespace]
+        with self.keystore.change() as contents:
+            del contents.entries[namespace]
+            contents.retired = [r for r in contents.retired if r.namespace != namespace]
+            contents.dropped = [DroppedFile(namespace, entry.key.file_id)]
+        remove_with_journals(self.path(namespace))
+        sync_directory(self.directory)
+
+    # --- what __node_meta remembers -----------------------------------------------------------
+
+    async def _recall(self) -> None:
+        """Read what `__node_meta` remembers, and compare the keystore with it."""
+        entry = self.keystore.entries.get(META)
+        if entry is None or entry.state is State.NEW:
+            return
+        meta = await self.open(META)
+        [known] = await meta.read(["keystore"])
+        if known is not None:
+            self._check_generation(msgspec.json.decode(known.value, type=Known))
+        marks = await meta.scan("mark/", limit=None, max_bytes=None)
+        for record in marks.records:
+            mark = msgspec.json.decode(record.value, type=Mark)
+            self._marks[record.key.removeprefix("mark/")] = mark
+
+    def _check_generation(self, known: Known) -> None:
+        if self.keystore.generation >= known.generation:
+            return
+        lacking = sorted(set(known.namespaces) - self.keystore.entries.keys())
+        path = self.path(KEYSTORE)
+        raise KeystoreOlder(
+            f"{path} is an older copy: generation {self.keystore.generation}, and "
+            f"{known.generation} was seen last. It lacks the keys of: "
+            f"{', '.join(lacking) or 'no namespace'}. Nothing was changed. Try: put the newest "
+            "keystore back.",
+            path=path,
+        )
+
+    def _verify(self, namespace: str, head: tables.Head) -> None:
+        """Raise where a file is not the newest copy of its store."""
+        path, entry = self.path(namespace), self.keystore.entries[namespace]
+        if not self.encrypts and head.file_id != entry.key.file_id:
+            raise self._not_ours(namespace, head.file_id)
+        mark = self._marks.get(namespace, Mark())
+        if head.revision < mark.revision or mark.stamp not in (head.stamp, head.previous_stamp):
+            raise StoreRolledBack(
+                f"{path} is an older copy of the store: it is at revision {head.revision}, and "
+                f"{META} remembers revision {mark.revision} of another copy. Nothing was changed. "
+                "Try: put the newest copy back.",
+                path=path,
+                namespace=namespace,
+            )
+
+    async def _remember_keystore(self) -> None:
+        known = Known(self.keystore.generation, sorted(self.keystore.entries))
+        await self._meta.apply([Write("keystore", msgspec.json.encode(known))])
+
+    async def _mark(self, stores: list[SqliteStore]) -> None:
+        """Note how far stores have come, in their files first and then in `__node_meta`."""
+        writes = []
+        for store in stores:
+            stamp = secrets.token_bytes(8)
+            known = self._marks.get(store.namespace, Mark()).stamp
+            mark = Mark(await store.mark(stamp, known), stamp)
+            self._marks[store.namespace] = mark
+            writes.append(Write(f"mark/{store.namespace}", msgspec.json.encode(mark)))
+        if writes:
+            await self._meta.apply(writes)
+
+    # --- in the background --------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Every second: let expired records go, mark what was written, rest what is idle."""
+        idle: dict[str, int] = {}
+        for number in itertools.count(1):
+            await asyncio.sleep(TICK_SECONDS)
+            for namespace, store in list(self._stores.items()):
+                try:
+                    await store.sweep()
+                    idle[namespace] = 0 if store.used else idle.get(namespace, 0) + 1
+                    store.used = False
+                    if namespace != META and not store.marked and number % MARK_TICKS == 0:
+                        await self._mark([store])
+                    if idle[namespace] >= IDLE_TICKS and not store.resting:
+                        await store.rest()
+                except StorageError as error:
+                    log.warning("%s", error)
+
+    async def _release(self) -> None:
+        """Close all that is open, `__node_meta` last, and give the directory back."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.wait([self._ticking])
+        meta = self._stores.pop(META, None)
+        for store in [*self._stores.values(), *([meta] if meta else [])]:
+            await store.close()
+        self._stores.clear()
+        self._threads.shutdown(wait=True)
+        if self._lock is not None:
+            self._lock.release()
+
+    async def _blocking(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what waits for the disk on a thread; it is finished even when cancelled."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+
+class EncryptedSqliteProvider(SqliteProvider):
+    """Keeps each namespace in an encrypted file of its own, `<namespace>_encrypted_value.db`."""
+
+    encrypts: ClassVar[bool] = True
+    suffix: ClassVar[str] = ENCRYPTED_SUFFIX

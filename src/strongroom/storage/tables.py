@@ -1,0 +1,293 @@
+"""The tables in a store's file, and the statements over them.
+
+`record` is in the order of revisions (its rowid), so that a watcher reads it forwards and a write
+appends; the unique index on `key` gives the order of keys. A deletion leaves a row in `tombstone`
+for those that watch. `head` tells whose file it is, and how far it has come.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import apsw
+import msgspec
+
+from strongroom.storage.records import (
+    PAGE_BYTES,
+    TOMBSTONE_AGE,
+    TOMBSTONE_COUNT,
+    Changes,
+    Page,
+    Record,
+    RecordChange,
+    prefix_end,
+)
+
+VERSION = 1
+INLINE_BYTES = 64 * 1024
+ROWS_PER_INSERT = (256, 16, 1)
+
+_SCHEMA = """
+CREATE TABLE record (
+    revision INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    expires INTEGER,
+    value BLOB NOT NULL
+);
+CREATE INDEX record_expires ON record (expires) WHERE expires IS NOT NULL;
+CREATE TABLE tombstone (
+    revision INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    deleted INTEGER NOT NULL
+);
+CREATE TABLE head (
+    namespace TEXT NOT NULL,
+    file_id BLOB NOT NULL,
+    revision INTEGER NOT NULL,
+    forgotten INTEGER NOT NULL,
+    stamp BLOB NOT NULL,
+    previous_stamp BLOB NOT NULL
+);
+"""
+
+_ALIVE = "(expires IS NULL OR expires > :now)"
+_COLUMNS = "key, value, revision, created, updated, expires"
+
+
+class Head(msgspec.Struct, frozen=True):
+    """How far a store has come. `forgotten` is the newest deletion that it no longer remembers."""
+
+    namespace: str
+    file_id: bytes
+    revision: int
+    forgotten: int
+    stamp: bytes
+    previous_stamp: bytes
+
+
+def create(connection: apsw.Connection, namespace: str, file_id: bytes) -> None:
+    """Make the tables of an empty store."""
+    connection.execute(_SCHEMA).fetchall()
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("INSERT INTO head VALUES (?, ?, 0, 0, ?, ?)", (namespace, file_id, b"", b""))
+
+
+def version(connection: apsw.Connection) -> int:
+    """The version of the tables in the file."""
+    return int(connection.execute("PRAGMA user_version").get)
+
+
+def head(connection: apsw.Connection) -> Head:
+    """Read the head; its revision is the newest one taken."""
+    row: Any = connection.execute(
+        """SELECT namespace, file_id,
+            max(revision, (SELECT ifnull(max(revision), 0) FROM record),
+                (SELECT ifnull(max(revision), 0) FROM tombstone)),
+            forgotten, stamp, previous_stamp FROM head"""
+    ).fetchall()[0]
+    return Head(*row)
+
+
+def mark(connection: apsw.Connection, stamp: bytes, known: bytes, now: int) -> int:
+    """Leave a stamp that only this copy of the file has, and forget old deletions.
+
+    The file then carries this stamp and the one that is known to be remembered elsewhere, so that
+    it is recognised whether or not the new one gets remembered. Returns the revision.
+    """
+    with connection:
+        revision = head(connection).revision
+        connection.execute(
+            "UPDATE head SET revision = ?, stamp = ?, previous_stamp = ?", (revision, stamp, known)
+        )
+        _forget(connection, before=now - TOMBSTONE_AGE, keep=TOMBSTONE_COUNT)
+    return revision
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read(connection: apsw.Connection, key: str, now: int) -> Record | int | None:
+    """One record; its length where it is too long to be read on the event loop; None if absent."""
+    row = connection.execute(_READ, {"key": key, "now": now, "most": INLINE_BYTES}).fetchone()
+    if row is None:
+        return None
+    *columns, length = row
+    return length if columns[1] is None else Record(*columns)
+
+
+def read_long(connection: apsw.Connection, key: str, now: int) -> Record | None:
+    """One record of any length."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM record WHERE key = :key AND {_ALIVE}", {"key": key, "now": now}
+    ).fetchone()
+    return Record(*row) if row else None
+
+
+_READ = f"""
+SELECT key, CASE WHEN length(value) <= :most THEN value END,
+    revision, created, updated, expires, length(value)
+FROM record WHERE key = :key AND {_ALIVE}"""
+
+
+def scan(
+    connection: apsw.Connection,
+    prefix: str,
+    *,
+    after: str | None,
+    limit: int | None,
+    max_bytes: int | None,
+    reverse: bool,
+    values: bool,
+    now: int,
+) -> Page:
+    """One page of records in key order."""
+    where, bindings = _key_range(prefix, after, reverse=reverse)
+    columns = _COLUMNS if values else _COLUMNS.replace("value", "x'' AS value")
+    cursor = connection.execute(
+        f"SELECT {columns} FROM record WHERE {where} AND {_ALIVE} "
+        f"ORDER BY key {'DESC' if reverse else 'ASC'}",
+        {**bindings, "now": now},
+    )
+    records: list[Record] = []
+    size = 0
+    for row in cursor:
+        if len(records) == limit or (records and max_bytes is not None and size > max_bytes):
+            cursor.close()
+            return Page(records, more=True)
+        records.append(Record(*row))
+        size += len(row[1])
+    return Page(records, more=False)
+
+
+def count(connection: apsw.Connection, prefix: str, now: int) -> int:
+    """How many records have keys that begin with `prefix`."""
+    where, bindings = _key_range(prefix, None, reverse=False)
+    statement = f"SELECT count(*) FROM record WHERE {where} AND {_ALIVE}"
+    return int(connection.execute(statement, {**bindings, "now": now}).get)
+
+
+def changes(connection: apsw.Connection, after: int, prefix: str, limit: int, now: int) -> Changes:
+    """What changed after a revision: each key once, in its latest state.
+
+    An expired record that the sweep has not met is left out: it comes as a deletion later.
+    """
+    where, bindings = _key_range(prefix, None, reverse=False)
+    found: list[RecordChange] = []
+    room = PAGE_BYTES
+    with connection:  # rows and head of one moment
+        newest = head(connection).revision
+        row: Any
+        for row in connection.execute(
+            _changes(where), {**bindings, "now": now, "after": after, "limit": limit + 1}
+        ):
+            room -= len(row[1] or b"")
+            if found and (len(found) == limit or room < 0):
+                return Changes(found, found[-1].revision)
+            record = None if row[1] is None else Record(*row)
+            found.append(RecordChange(row[0], row[2], record))
+    return Changes(found, max(after, newest))
+
+
+def _changes(where: str) -> str:
+    return f"""
+        SELECT * FROM (
+            SELECT {_COLUMNS} FROM record WHERE revision > :after AND {where} AND {_ALIVE}
+            ORDER BY revision LIMIT :limit)
+        UNION ALL SELECT * FROM (
+            SELECT key, NULL, revision, NULL, NULL, NULL FROM tombstone
+            WHERE revision > :after AND {where}
+                AND NOT EXISTS (SELECT 1 FROM record WHERE record.key = tombstone.key)
+            ORDER BY revision LIMIT :limit)
+        ORDER BY revision LIMIT :limit"""
+
+
+def next_expiry(connection: apsw.Connection) -> int | None:
+    """When the next record expires, in microseconds."""
+    expires: int | None = connection.execute(
+        "SELECT min(expires) FROM record WHERE expires IS NOT NULL"
+    ).get
+    return expires
+
+
+def _key_range(prefix: str, after: str | None, *, reverse: bool) -> tuple[str, dict[str, str]]:
+    conditions, bindings = ["TRUE"], {}
+    if prefix:
+        conditions.append("key >= :first")
+        bindings["first"] = prefix
+        if (end := prefix_end(prefix)) is not None:
+            conditions.append("key < :end")
+            bindings["end"] = end
+    if after is not None:
+        conditions.append("key < :cursor" if reverse else "key > :cursor")
+        bindings["cursor"] = after
+    return " AND ".join(conditions), bindings
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def found_at(connection: apsw.Connection, key: str, now: int) -> int:
+    """The revision of a record, 0 if there is none."""
+    statement = f"SELECT revision FROM record WHERE key = :key AND {_ALIVE}"
+    return int(connection.execute(statement, {"key": key, "now": now}).get or 0)
+
+
+def put(connection: apsw.Connection, rows: Sequence[tuple[object, ...]]) -> None:
+    """Store rows of (revision, key, created, updated, expires, value) in their order.
+
+    Many rows go in one statement: APSW gives the interpreter's lock back at each, and getting it
+    again costs more than the row.
+    """
+    start = 0
+    for size in ROWS_PER_INSERT:
+        while len(rows) - start >= size:
+            part = rows[start : start + size]
+            connection.execute(_upsert(size), [value for row in part for value in row])
+            start += size
+
+
+def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> None:
+    """Delete a record and remember that it was deleted."""
+    connection.execute("DELETE FROM record WHERE key = ?", (key,))
+    connection.execute(
+        "INSERT OR REPLACE INTO tombstone (revision, key, deleted) VALUES (?, ?, ?)",
+        (revision, key, now),
+    )
+
+
+def expired(connection: apsw.Connection, now: int, limit: int) -> list[str]:
+    """The keys of records whose time has passed, those that passed first before others."""
+    rows = connection.execute(
+        "SELECT key FROM record WHERE expires <= ? ORDER BY expires LIMIT ?", (now, limit)
+    )
+    return [row[0] for row in rows]
+
+
+def _forget(connection: apsw.Connection, *, before: int, keep: int) -> None:
+    """Drop deletions from before a time, and all but the newest `keep`."""
+    edge = connection.execute(
+        """SELECT max(
+            ifnull((SELECT max(revision) FROM tombstone WHERE deleted < ?), 0),
+            ifnull((SELECT revision FROM tombstone ORDER BY revision DESC LIMIT 1 OFFSET ?), 0))""",
+        (before, keep),
+    ).get
+    if edge:
+        connection.execute("DELETE FROM tombstone WHERE revision <= ?", (edge,))
+        connection.execute("UPDATE head SET forgotten = ?", (edge,))
+
+
+@functools.lru_cache(maxsize=len(ROWS_PER_INSERT))
+def _upsert(rows: int) -> str:
+    return (
+        "INSERT INTO record (revision, key, created, updated, expires, value) VALUES "
+        + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
+        + """ ON CONFLICT (key) DO UPDATE SET
+            revision = excluded.revision,
+            created = CASE WHEN record.expires <= excluded.updated
+                THEN excluded.created ELSE record.created END,
+            updated = excluded.updated, expires = excluded.expires, value = excluded.value"""
+    )
