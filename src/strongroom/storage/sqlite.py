@@ -93,6 +93,7 @@ class SqliteProvider(StorageProvider):
         self.directory = self.settings.directory.absolute()
         self._stores: dict[str, SqliteStore] = {}
         self._marks: dict[str, Mark] = {}
+        self._known: Known | None = None
         self._changing = asyncio.Lock()
         self._closed = False
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="strongroom")
@@ -346,7 +347,8 @@ class SqliteProvider(StorageProvider):
         meta = await self.open(META)
         [known] = await meta.read(["keystore"])
         if known is not None:
-            self._check_generation(msgspec.json.decode(known.value, type=Known))
+            self._known = msgspec.json.decode(known.value, type=Known)
+            self._check_generation(self._known)
         marks = await meta.scan("mark/", limit=None, max_bytes=None)
         for record in marks.records:
             mark = msgspec.json.decode(record.value, type=Mark)
@@ -382,7 +384,9 @@ class SqliteProvider(StorageProvider):
 
     async def _remember_keystore(self) -> None:
         known = Known(self.keystore.generation, sorted(self.keystore.entries))
-        await self._meta.apply([Write("keystore", msgspec.json.encode(known))])
+        if known != self._known:
+            await self._meta.apply([Write("keystore", msgspec.json.encode(known))])
+            self._known = known
 
     async def _mark(self, stores: list[SqliteStore]) -> None:
         """Note how far stores have come, in their files first and then in `__node_meta`."""
