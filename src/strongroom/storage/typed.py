@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Generic
 from weakref import WeakValueDictionary
@@ -203,7 +203,7 @@ class KeyValueStore(Generic[M]):
         after: str | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> AsyncIterator[Entry[M]]:
+    ) -> AsyncGenerator[Entry[M], None]:
         """The records whose keys begin with `prefix`, in key order, however many they are.
 
         >>> async for entry in notes.scan("2026-"):
@@ -229,7 +229,7 @@ class KeyValueStore(Generic[M]):
         after: str | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """The keys alone, as `scan` goes through them; the values are not read."""
         async for page in self._pages(prefix, after, limit, reverse=reverse, values=False):
             for record in page:
@@ -284,7 +284,7 @@ class KeyValueStore(Generic[M]):
 
     async def watch(
         self, prefix: str = "", *, after: int | None = None
-    ) -> AsyncIterator[Change[M]]:
+    ) -> AsyncGenerator[Change[M], None]:
         """The changes of keys that begin with `prefix`, in the order of their revisions, endlessly.
 
         >>> async for change in notes.watch(after=cursor):
@@ -337,7 +337,7 @@ class KeyValueStore(Generic[M]):
         *,
         reverse: bool,
         values: bool = True,
-    ) -> AsyncIterator[Sequence[Record]]:
+    ) -> AsyncGenerator[Sequence[Record], None]:
         _check_range(prefix, after)
         if after is not None or reverse:
             self._require(Feature.ORDERED, "after= and reverse=")

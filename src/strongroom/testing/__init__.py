@@ -1,1 +1,27 @@
-"""For authors of storage providers: the conformance suite, faults and the leak scan."""
+"""For authors of providers: a suite that says when one is right, faults to inject, a leak scan."""
+
+from strongroom.testing.conformance import (
+    CASES,
+    SLOW_CASES,
+    Outcome,
+    Report,
+    conformance,
+    conformance_tests,
+)
+from strongroom.testing.faults import FaultyStore
+from strongroom.testing.leaks import Leak, leak_scan
+from strongroom.testing.trial import Case, ManualClock
+
+__all__ = [
+    "CASES",
+    "SLOW_CASES",
+    "Case",
+    "FaultyStore",
+    "Leak",
+    "ManualClock",
+    "Outcome",
+    "Report",
+    "conformance",
+    "conformance_tests",
+    "leak_scan",
+]
