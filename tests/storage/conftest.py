@@ -1,13 +1,7 @@
-"""The providers that every test of storage runs on."""
-
 import pytest
+from providers import PROVIDERS
 
-from strongroom.storage import MemoryProvider
 from strongroom.testing.trial import Make
-
-PROVIDERS: dict[str, Make] = {
-    "memory": MemoryProvider,
-}
 
 
 @pytest.fixture(params=PROVIDERS, scope="session")
