@@ -1,0 +1,89 @@
+"""Names on the fabric: addresses, physical paths, and the ids that peers make up."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from strongroom.errors import InvalidAddress
+
+_ALPHABET = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_BYTE_TO_DIGIT = bytes(_ALPHABET[byte % 62] for byte in range(256))
+
+_ADDRESS = re.compile(
+    r"(?P<participant>[A-Za-z0-9_-]+)@"
+    r"(?P<host>(?:\*(?=\.)|[A-Za-z0-9-]+)(?:\.[A-Za-z0-9-]+)*)?"
+    r"(?P<path>(?:/[A-Za-z0-9._-]+)+)?"
+)
+_NODE_ID = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,128}")
+MAX_ADDRESS = 512
+
+
+class Address(NamedTuple):
+    """`participant@location`. The location is a host (logical), a path (physical), or both.
+
+    >>> Address.parse("storage@fame.fabric").host
+    'fame.fabric'
+    """
+
+    participant: str
+    host: str
+    path: str
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read an address.
+
+        Raises:
+            InvalidAddress: The text is none.
+        """
+        return _parse(str(text))
+
+    @property
+    def is_pool(self) -> bool:
+        """Whether the host begins with `*`, so that several nodes may share the name."""
+        return self.host.startswith("*.")
+
+    def member(self, node_id: str) -> Address:
+        """The address of one member of this pool."""
+        return self._replace(host=node_id + self.host[1:])
+
+    def __str__(self) -> str:
+        return f"{self.participant}@{self.host}{self.path}"
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> Address:
+    match = _ADDRESS.fullmatch(text) if len(text) <= MAX_ADDRESS else None
+    if match is None or not (match["host"] or match["path"]):
+        raise InvalidAddress(
+            f"{text[:80]!r} is no address. Try: a name and a place, as in storage@fame.fabric"
+        )
+    return Address(match["participant"], match["host"] or "", match["path"] or "")
+
+
+def check_node_id(node_id: str) -> str:
+    """Return `node_id` if it can be a segment of a path, else raise InvalidAddress."""
+    if not _NODE_ID.fullmatch(node_id):
+        raise InvalidAddress(
+            f"{node_id[:80]!r} cannot be a node's id. Try: letters, digits, '.', '_' or '-'"
+        )
+    return node_id
+
+
+def new_id() -> str:
+    """A random id of 16 letters and digits, as peers use for envelopes, calls and nodes."""
+    return os.urandom(16).translate(_BYTE_TO_DIGIT).decode()
+
+
+def source_id(path: str) -> str:
+    """The `sid` by which envelopes name their sender: a digest of its physical path."""
+    number = int.from_bytes(hashlib.sha256(path.encode()).digest()[:16], "big")
+    digits = bytearray()
+    while number:
+        number, digit = divmod(number, 62)
+        digits.append(_ALPHABET[digit])
+    return digits[::-1].decode()

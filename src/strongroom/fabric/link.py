@@ -1,0 +1,286 @@
+"""A WebSocket connection that carries whole messages: the only module that knows picows.
+
+A link never blocks its caller. `send` hands bytes to the socket, and `writable` says when to stop;
+`flow.Channel` heeds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Protocol
+
+import picows
+from picows import WSCloseCode, WSFrame, WSMsgType, WSTransport
+
+from strongroom.errors import AttachFailed, AttachRefused, ListenFailed, MessageTooLarge
+from strongroom.fabric.envelope import MAX_MESSAGE
+
+SILENCE = 30.0
+"""A link on which no message arrives for so many seconds is dropped, as real peers do."""
+PING = 20.0
+CLOSING = 2.0
+CONNECTING = 10.0
+MAX_FRAGMENTS = 1024
+
+HEALTH_PATH = "/fame/v1/attach/health"
+_DOWNSTREAM = "/fame/v1/attach/ws/downstream/"
+
+# The library reports on every connection; what matters of it reaches our own log through `closed`.
+logging.getLogger("picows").setLevel(logging.CRITICAL)
+
+
+class Receiver(Protocol):
+    """Who takes the messages of a link."""
+
+    def on_message(self, data: bytes) -> None:
+        """A whole message came."""
+
+    def on_writable(self) -> None:
+        """The socket takes bytes again."""
+
+    def on_closed(self, reason: str) -> None:
+        """The link is gone; nothing follows."""
+
+
+class Link(picows.WSListener):
+    """One connection, from its upgrade to its end."""
+
+    def __init__(self, name: str, token: str | None = None) -> None:
+        self.name = name
+        self.token = token
+        self.writable = True
+        self.closed = asyncio.Event()
+        self.receiver: Receiver | None = None
+        self.on_open: Callable[[Link], None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._transport: WSTransport | None = None
+        self._fragments: list[bytes] = []
+        self._reason = ""
+        self._heard = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def send(self, data: bytes) -> None:
+        """Hand a message to the socket; on a closed link it goes nowhere.
+
+        Raises:
+            MessageTooLarge: It is larger than a link carries.
+        """
+        check_size(data)
+        if self._transport is not None and not self.closed.is_set():
+            self._transport.send(WSMsgType.BINARY, data)
+
+    def close(self, code: int = 1000, reason: str = "normal closure") -> None:
+        """End the link with a code and a reason, once what was sent has left."""
+        transport = self._transport
+        if transport is None or self.closed.is_set() or transport.is_close_frame_sent:
+            return
+        self._reason = self._reason or reason
+        transport.send_close(WSCloseCode(code), reason.encode()[:120])
+        transport.disconnect()
+        self._loop.call_later(CLOSING, transport.disconnect, False)
+
+    async def wait_closed(self) -> None:
+        """Wait until the link is gone."""
+        await self.closed.wait()
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """(picows) The upgrade is done."""
+        self._transport = transport
+        self._timer = self._loop.call_later(SILENCE, self._check_silence)
+        if self.on_open is not None:
+            self.on_open(self)
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """(picows) A frame came: a message, a part of one, or the end."""
+        kind = frame.msg_type
+        if kind is WSMsgType.CLOSE:
+            self._reason = self._reason or frame.get_close_reason() or "closed by the peer"
+            self._acknowledge_close(transport, frame)
+        elif transport.is_close_frame_sent:
+            return
+        elif kind is WSMsgType.BINARY or kind is WSMsgType.TEXT:
+            if self._fragments:
+                self.close(1002, "a message began inside another")
+            elif frame.fin:
+                self._take(frame.get_payload_as_bytes())
+            else:
+                self._fragments.append(frame.get_payload_as_bytes())
+        elif kind is WSMsgType.CONTINUATION:
+            self._continue(frame)
+
+    def _continue(self, frame: WSFrame) -> None:
+        if not self._fragments:
+            self.close(1002, "a continuation without a beginning")
+            return
+        self._fragments.append(frame.get_payload_as_bytes())
+        too_many = len(self._fragments) > MAX_FRAGMENTS
+        if too_many or sum(map(len, self._fragments)) > MAX_MESSAGE:
+            self.close(1009, f"a message is larger than {MAX_MESSAGE} bytes")
+        elif frame.fin:
+            message = b"".join(self._fragments)
+            self._fragments.clear()
+            self._take(message)
+
+    def _take(self, message: bytes) -> None:
+        self._heard = self._loop.time()
+        if self.receiver is not None:
+            self.receiver.on_message(message)
+
+    def _acknowledge_close(self, transport: WSTransport, frame: WSFrame) -> None:
+        if not transport.is_close_frame_sent:
+            transport.send_close(frame.get_close_code())
+        transport.disconnect()
+        self._loop.call_later(CLOSING, transport.disconnect, False)
+
+    def _check_silence(self) -> None:
+        left = self._heard + SILENCE - self._loop.time()
+        if left <= 0:
+            self.close(1001, f"no message for {SILENCE:.0f} seconds")
+        else:
+            self._timer = self._loop.call_later(left, self._check_silence)
+
+    def on_ws_disconnected(self, _transport: WSTransport) -> None:
+        """(picows) The connection is gone."""
+        self.closed.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fragments.clear()
+        self._transport = None
+        if self.receiver is not None:
+            self.receiver.on_closed(self._reason or "the connection was lost")
+
+    def pause_writing(self) -> None:
+        """(picows) The socket's buffer is full."""
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        """(picows) The socket's buffer has room again."""
+        self.writable = True
+        if self.receiver is not None:
+            self.receiver.on_writable()
+
+
+class Loopback:
+    """A link from a node to itself, so that local messages take the same way as all others."""
+
+    name = "this node"
+    writable = True
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        self.receiver: Receiver | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, data: bytes) -> None:
+        """Deliver soon."""
+        check_size(data)
+        if not self.closed.is_set():
+            self._loop.call_soon(self._deliver, data)
+
+    def close(self, code: int = 1000, reason: str = "normal closure") -> None:
+        """End the link; what was sent and not delivered is lost."""
+        if not self.closed.is_set():
+            self.closed.set()
+            assert self.receiver is not None
+            self.receiver.on_closed(f"{reason} ({code})")
+
+    def _deliver(self, data: bytes) -> None:
+        if self.receiver is not None and not self.closed.is_set():
+            self.receiver.on_message(data)
+
+
+def check_size(data: bytes) -> None:
+    """Raise MessageTooLarge when a link does not carry `data`."""
+    if len(data) > MAX_MESSAGE:
+        raise MessageTooLarge(
+            f"The message has {len(data)} bytes, and a link carries {MAX_MESSAGE}. "
+            "Try: send it in parts, or as a stream"
+        )
+
+
+async def dial(url: str, token: str | None = None) -> Link:
+    """Connect to a sentinel at `url`, offering `token` if there is one.
+
+    Raises:
+        AttachFailed: Nobody answers there.
+        AttachRefused: The upgrade was refused.
+    """
+    headers = [("Sec-WebSocket-Protocol", f"bearer, {token}")] if token else None
+    try:
+        _, listener = await picows.ws_connect(
+            lambda: Link(url),
+            url,
+            extra_headers=headers,
+            websocket_handshake_timeout=CONNECTING,
+            enable_auto_ping=True,
+            auto_ping_idle_timeout=PING,
+            auto_ping_reply_timeout=PING,
+            max_frame_size=MAX_MESSAGE,
+            max_redirects=0,  # a redirect would carry the token elsewhere
+        )
+    except picows.WSInvalidStatusError as error:
+        status = error.response.status if error.response else "no status"
+        raise AttachRefused(f"{url} refused the connection ({status}).") from error
+    except (OSError, picows.WSError, TimeoutError, ValueError) as error:
+        raise AttachFailed(
+            f"No sentinel answers at {url} ({error}). Try: start it, or correct "
+            "FAME_DIRECT_ADMISSION_URL"
+        ) from error
+    assert isinstance(listener, Link)
+    return listener
+
+
+async def listen(
+    host: str, port: int, accept: Callable[[Link], None], health: Callable[[], bytes]
+) -> asyncio.Server:
+    """Take connections of children, each given to `accept`, and answer `health` to GET requests.
+
+    Raises:
+        ListenFailed: The port is taken, or the host is not ours.
+    """
+
+    def upgrade(request: picows.WSUpgradeRequest) -> Any:
+        path = request.path.decode("ascii", "replace").partition("?")[0]
+        if path == HEALTH_PATH:
+            return _answer(HTTPStatus.OK, health())
+        child = path.removeprefix(_DOWNSTREAM)
+        if child == path or not child or "/" in child:
+            is_attach = path.startswith("/fame/v1/attach/ws/")
+            status = HTTPStatus.FORBIDDEN if is_attach else HTTPStatus.NOT_FOUND
+            return _answer(status, b'{"detail":"' + status.phrase.encode() + b'"}')
+        protocols = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
+        offered = [name.strip() for name in protocols]
+        link = Link(child, offered[1] if offered[0] == "bearer" and len(offered) > 1 else None)
+        link.on_open = accept
+        chosen = {"Sec-WebSocket-Protocol": "bearer"} if offered[0] == "bearer" else None
+        response = picows.WSUpgradeResponse.create_101_response(chosen)
+        return picows.WSUpgradeResponseWithListener(response, link)
+
+    try:
+        return await picows.ws_create_server(
+            upgrade,
+            host,
+            port,
+            websocket_handshake_timeout=CONNECTING,
+            enable_auto_ping=True,
+            auto_ping_idle_timeout=PING,
+            auto_ping_reply_timeout=PING,
+            max_frame_size=MAX_MESSAGE,
+        )
+    except OSError as error:
+        raise ListenFailed(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}. "
+            "Try: another FAME_LISTENER_PORT, or stop what uses this one"
+        ) from error
+
+
+def _answer(status: HTTPStatus, body: bytes) -> picows.WSUpgradeResponseWithListener:
+    headers = {"Content-Type": "application/json"}
+    if status is HTTPStatus.OK:
+        response = picows.WSUpgradeResponse.create_ok_response(body, headers)
+    else:
+        response = picows.WSUpgradeResponse.create_error_response(status, body, headers)
+    return picows.WSUpgradeResponseWithListener(response, None)
