@@ -65,6 +65,15 @@ def _parse(text: str) -> Address:
     return Address(match["participant"], match["host"] or "", match["path"] or "")
 
 
+def is_address(text: str) -> bool:
+    """Whether `text` is an address."""
+    try:
+        _parse(text)
+    except InvalidAddress:
+        return False
+    return True
+
+
 def check_node_id(node_id: str) -> str:
     """Return `node_id` if it can be a segment of a path, else raise InvalidAddress."""
     if not _NODE_ID.fullmatch(node_id):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from strongroom.errors import InvalidAddress, ProtocolError, StreamStalled
+from strongroom.errors import ProtocolError, StreamStalled
 from strongroom.fabric.address import new_id
 from strongroom.fabric.envelope import CreditUpdate, Envelope, FlowFlag, decode, encode
 from strongroom.fabric.link import Link, Loopback, check_size
@@ -41,8 +42,8 @@ class _Outgoing:
 
     __slots__ = ("credits", "touched", "waiting")
 
-    def __init__(self) -> None:
-        self.credits = WINDOW
+    def __init__(self, credit: int) -> None:
+        self.credits = credit
         self.touched = True
         self.waiting: deque[tuple[bytes, Taken | None]] = deque()
 
@@ -125,7 +126,9 @@ class Channel:
         flow = self._outgoing.get(flow_id)
         if flow is None:
             self._make_room()
-            flow = self._outgoing[flow_id] = _Outgoing()
+            # Nobody gives credit to messages without a flow.
+            flow = _Outgoing(WINDOW if flow_id else sys.maxsize)
+            self._outgoing[flow_id] = flow
         flow.touched = True
         return flow
 
@@ -182,7 +185,7 @@ class Channel:
                 self._credited(envelope.frame)
             else:
                 self._deliver(self, envelope, data, self._receive(envelope, len(data)))
-        except (ProtocolError, InvalidAddress) as error:
+        except ProtocolError as error:
             log.warning("%s broke the protocol: %s", self.link.name, error)
             self.link.close(1008, str(error))
 

@@ -24,6 +24,7 @@ PING = 20.0
 CLOSING = 2.0
 CONNECTING = 10.0
 MAX_FRAGMENTS = 1024
+MAX_UNSENT = 16 * 1024 * 1024
 
 HEALTH_PATH = "/fame/v1/attach/health"
 _DOWNSTREAM = "/fame/v1/attach/ws/downstream/"
@@ -69,8 +70,15 @@ class Link(picows.WSListener):
             MessageTooLarge: It is larger than a link carries.
         """
         check_size(data)
-        if self._transport is not None and not self.closed.is_set():
-            self._transport.send(WSMsgType.BINARY, data)
+        if self._transport is None or self.closed.is_set():
+            return
+        self._transport.send(WSMsgType.BINARY, data)
+        if not self.writable and self._unsent() > MAX_UNSENT:
+            self.close(1008, "the peer does not read")
+
+    def _unsent(self) -> int:
+        assert self._transport is not None
+        return self._transport.underlying_transport.get_write_buffer_size()
 
     def close(self, code: int = 1000, reason: str = "normal closure") -> None:
         """End the link with a code and a reason, once what was sent has left."""
@@ -81,10 +89,6 @@ class Link(picows.WSListener):
         transport.send_close(WSCloseCode(code), reason.encode()[:120])
         transport.disconnect()
         self._loop.call_later(CLOSING, transport.disconnect, False)
-
-    async def wait_closed(self) -> None:
-        """Wait until the link is gone."""
-        await self.closed.wait()
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         """(picows) The upgrade is done."""

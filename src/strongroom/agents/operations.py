@@ -1,0 +1,196 @@
+"""Operations: methods of an agent that others may call, their arguments checked by annotations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints, overload
+
+import msgspec
+from msgspec import Raw
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from strongroom.errors import InvalidArguments
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__strongroom_operation__"
+_NOTHING = b"null"
+
+
+@overload
+def operation(method: F) -> F: ...
+@overload
+def operation(*, name: str | None = None, streaming: bool = False) -> Callable[[F], F]: ...
+def operation(
+    method: F | None = None, *, name: str | None = None, streaming: bool = False
+) -> F | Callable[[F], F]:
+    """Let others call a method.
+
+    >>> @operation
+    ... async def retrieve_value(self, key: str) -> Note | None: ...
+
+    Args:
+        method: The method, where the decorator stands without parentheses.
+        name: What callers call it, if not as the method is called.
+        streaming: The method yields its results one by one.
+    """
+
+    def mark(function: F) -> F:
+        setattr(function, _MARK, (name or function.__name__, streaming))
+        return function
+
+    return mark if method is None else mark(method)
+
+
+class Operation:
+    """One operation of a class of agents: how its arguments are read and its results written."""
+
+    def __init__(self, attribute: str, function: Callable[..., Any], *, streaming: bool) -> None:
+        self.attribute = attribute
+        self.streaming = streaming or inspect.isasyncgenfunction(function)
+        hints = _type_hints(function)
+        self._signature = _without_self(inspect.signature(function))
+        self._readers = {
+            name: _reader(_parameter_type(parameter, hints))
+            for name, parameter in self._signature.parameters.items()
+        }
+        self.result_type = _item_type(hints.get("return", Any), streaming=self.streaming)
+
+    def start(self, agent: object, params: Raw) -> Awaitable[bytes] | AsyncGenerator[bytes, None]:
+        """Begin the operation on `agent` with arguments from the wire.
+
+        Raises:
+            InvalidArguments: They do not fit the method.
+        """
+        args, kwargs = self._read(params)
+        outcome = getattr(agent, self.attribute)(*args, **kwargs)
+        return _write_items(outcome) if self.streaming else _write_result(outcome)
+
+    def _read(self, params: Raw) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = unpack(params)
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidArguments(f"{self.attribute}(): {error}.") from None
+        problems: list[dict[str, Any]] = []
+        for name, value in bound.arguments.items():
+            kind = self._signature.parameters[name].kind
+            bound.arguments[name] = self._read_one(name, kind, value, problems)
+        if problems:
+            text = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in problems)
+            raise InvalidArguments(f"{self.attribute}(): {text}.", data=problems)
+        return bound.args, bound.kwargs
+
+    def _read_one(self, name: str, kind: Any, value: Any, problems: list[dict[str, Any]]) -> Any:
+        read = self._readers[name]
+        try:
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                return tuple(read(part) for part in value)
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                return {key: read(part) for key, part in value.items()}
+            return read(value)
+        except ValidationError as error:
+            problems.extend(
+                {"loc": [name, *problem["loc"]], "msg": problem["msg"], "type": problem["type"]}
+                for problem in error.errors(include_url=False, include_context=False)
+            )
+            return None
+
+
+def operations_of(cls: type[Any]) -> dict[str, Operation]:
+    """The operations of a class, by the names that callers use."""
+    found: dict[str, Operation] = {}
+    for attribute in dir(cls):
+        function = getattr(cls, attribute, None)
+        mark = getattr(function, _MARK, None)
+        if mark is not None and callable(function):
+            name, streaming = mark
+            found[name] = Operation(attribute, function, streaming=streaming)
+    return found
+
+
+def unpack(params: Raw) -> tuple[list[Raw], dict[str, Raw]]:
+    """Positional and keyword arguments, from all the forms in which peers send them.
+
+    Raises:
+        InvalidArguments: It is none of them.
+    """
+    try:
+        if bytes(params).lstrip()[:1] == b"[":
+            return msgspec.json.decode(params, type=list[Raw]), {}
+        named = msgspec.json.decode(params, type=dict[str, Raw])
+        if "args" not in named and "kwargs" not in named:
+            return [], named
+        args = msgspec.json.decode(named.get("args", b"[]"), type=list[Raw] | None)
+        kwargs = msgspec.json.decode(named.get("kwargs", b"{}"), type=dict[str, Raw] | None)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidArguments(f"The arguments cannot be read: {error}") from None
+    return args or [], kwargs or {}
+
+
+def pack(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """The arguments of a call, as peers expect them."""
+    return to_json({"args": args, "kwargs": kwargs})
+
+
+def to_json(value: Any) -> bytes:
+    """Any value of a user, models included, as JSON."""
+    if isinstance(value, BaseModel):
+        return value.model_dump_json(by_alias=True).encode()
+    return _encode(value)
+
+
+def _enc_hook(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return Raw(value.model_dump_json(by_alias=True).encode())
+    return to_jsonable_python(value, by_alias=True)
+
+
+_encode = msgspec.json.Encoder(enc_hook=_enc_hook).encode
+
+
+async def _write_result(outcome: Any) -> bytes:
+    return to_json(await outcome if inspect.isawaitable(outcome) else outcome)
+
+
+async def _write_items(items: Any) -> AsyncGenerator[bytes, None]:
+    if inspect.isawaitable(items):
+        items = await items
+    try:
+        async for item in items:
+            yield to_json(item)
+    finally:
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
+
+
+def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError:
+        # A name that exists only for type checkers: the arguments are taken as they come.
+        return {}
+
+
+def _without_self(signature: inspect.Signature) -> inspect.Signature:
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def _parameter_type(parameter: inspect.Parameter, hints: dict[str, Any]) -> Any:
+    return hints.get(parameter.name, Any)
+
+
+def _reader(annotation: Any) -> Callable[[Raw], Any]:
+    if annotation is Any:
+        return msgspec.json.decode
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    return lambda value: adapter.validate_json(bytes(value))
+
+
+def _item_type(annotation: Any, *, streaming: bool) -> Any:
+    if not streaming:
+        return annotation
+    is_iterator = get_origin(annotation) in {AsyncIterator, AsyncGenerator}
+    return get_args(annotation)[0] if is_iterator else Any

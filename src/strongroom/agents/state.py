@@ -1,0 +1,72 @@
+"""An agent's own state: one record, loaded once, changed under a lock and stored at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar, get_args
+
+from pydantic import BaseModel
+
+from strongroom.storage.records import StorageProvider
+from strongroom.storage.typed import KeyValueStore
+
+KEY = "state"
+
+
+class BaseAgentState(BaseModel):
+    """The base of models of state. Every field has a default: it is the state at the start."""
+
+
+S = TypeVar("S", bound=BaseAgentState)
+
+
+class StateHolder(Generic[S]):
+    """Where one agent's state is kept."""
+
+    def __init__(
+        self, model: type[S], namespace: str, provider: Callable[[], StorageProvider]
+    ) -> None:
+        self._model = model
+        self._namespace = namespace
+        self._provider = provider
+        self._store: KeyValueStore[S] | None = None
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[S]:
+        """Hold the state alone; what was changed is stored at the end, unless an error ends it."""
+        async with self._lock:
+            store = await self._open()
+            state = await store.get(KEY) or self._model()
+            yield state
+            await store.set(KEY, state)
+
+    async def get(self) -> S:
+        """A copy of the state."""
+        store = await self._open()
+        return await store.get(KEY) or self._model()
+
+    async def clear(self) -> None:
+        """Go back to the defaults."""
+        async with self._lock:
+            await (await self._open()).delete(KEY)
+
+    async def _open(self) -> KeyValueStore[S]:
+        if self._store is None:
+            self._store = await self._provider().get_kv_store(self._model, self._namespace)
+        return self._store
+
+
+def state_model(cls: type[Any]) -> type[BaseAgentState] | None:
+    """The model `State` of a class that is declared as `BaseAgent[State]`, or `STATE_MODEL`."""
+    for parent in cls.__mro__:
+        declared = parent.__dict__.get("STATE_MODEL")
+        if isinstance(declared, type) and issubclass(declared, BaseAgentState):
+            return declared
+        for base in parent.__dict__.get("__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, BaseAgentState):
+                    return argument
+    return None

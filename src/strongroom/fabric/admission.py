@@ -1,0 +1,86 @@
+"""Who may join: the attach handshake of both sides, and what a sentinel must know to listen."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+
+from msgspec import Struct
+
+from strongroom.errors import AttachRefused, SettingsError
+from strongroom.fabric.address import new_id
+from strongroom.fabric.envelope import Envelope, NodeAttach, NodeAttachAck
+from strongroom.settings import Settings
+
+
+class Membership(Struct, frozen=True):
+    """A node's place under its sentinel."""
+
+    path: str
+    sentinel_id: str
+    epoch: str | None
+
+
+def attach_request(node_id: str) -> NodeAttach:
+    """A child's first frame."""
+    return NodeAttach(
+        system_id=node_id,
+        instance_id=new_id(),
+        origin_type="downstream",
+        accepted_logicals=["*"],
+    )
+
+
+def membership(ack: NodeAttachAck) -> Membership:
+    """What a sentinel's answer to the first frame says.
+
+    Raises:
+        AttachRefused: It says no.
+    """
+    if not ack.ok or ack.assigned_path is None:
+        raise AttachRefused(f"The sentinel refused this node: {ack.reason or ack.code}.")
+    return Membership(ack.assigned_path, ack.target_system_id or "", ack.routing_epoch)
+
+
+def refusal(
+    request: NodeAttach, url_id: str, own_id: str, offered: str | None, token: str | None
+) -> str | None:
+    """Why a child that dialled with `url_id` and a token is refused; None if it is not."""
+    if token is not None and not hmac.compare_digest(token.encode(), (offered or "").encode()):
+        return "Authentication failed"
+    if request.system_id != url_id:
+        return f"The id in the URL is {url_id!r}, and the node calls itself {request.system_id!r}"
+    if request.system_id == own_id:
+        return "The id is the sentinel's own"
+    return None
+
+
+def answer(request: Envelope, frame: NodeAttachAck) -> Envelope:
+    """The envelope that answers an attach."""
+    frame.ref_id = request.id
+    return Envelope(trace_id=request.trace_id, corr_id=request.corr_id, frame=frame)
+
+
+def check_may_listen(settings: Settings) -> None:
+    """Refuse to open a port to other machines without admission, unless that is asked for by name.
+
+    Raises:
+        SettingsError: Anyone could join.
+    """
+    if (
+        settings.admission_token
+        or settings.security_profile == "open"
+        or _is_loopback(settings.listener_host)
+    ):
+        return
+    raise SettingsError(
+        f"FAME_LISTENER_HOST is {settings.listener_host!r}, where anyone could join this fabric. "
+        "Try: FAME_ADMISSION_TOKEN=..., or FAME_SECURITY_PROFILE=open to allow that"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
