@@ -263,7 +263,7 @@ async def test_plain_files_are_told_apart_too(tmp_path: Path) -> None:
         (put(two / "notes.db"), ForeignStore),
         (put(one / "more.db"), StoreSwapped),
         (lambda: (one / "notes.db").write_bytes(b""), StoreDamaged),
-        (lambda: (one / "notes.db").unlink(), StoreMissing),
+        ((one / "notes.db").unlink, StoreMissing),
     ]
     for damage, error in damages:
         damage()

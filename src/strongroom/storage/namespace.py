@@ -64,7 +64,7 @@ class SqliteStore(RecordStore):
         namespace: str,
         *,
         unlock: Callable[[], FileKey | None],
-        verify: Callable[[tables.Head], None],
+        verify: Callable[[tables.Head], bool],
         clock: Clock,
         threads: Executor,
     ) -> None:
@@ -74,7 +74,8 @@ class SqliteStore(RecordStore):
             path: The file, which exists.
             namespace: Its name, for errors.
             unlock: Checks the file's header and returns its key; called off the event loop.
-            verify: Raises if the head is not that of the newest copy of this file.
+            verify: Raises if the head is not that of the newest copy of this file; returns whether
+                all that was written is marked.
             clock: The time.
             threads: Where scans run.
         """
@@ -85,7 +86,7 @@ class SqliteStore(RecordStore):
         self._clock = clock
         self._threads = threads
         self._born = _forks
-        self._closed = False
+        self.closed = False
         self._opening = asyncio.Lock()
         self._writer: Writer | None = None
         self._reader: apsw.Connection | None = None
@@ -175,7 +176,7 @@ class SqliteStore(RecordStore):
             self._under_way -= 1
 
     async def close(self) -> None:
-        self._closed = True
+        self.closed = True
         self._changed.set()
         async with self._opening:
             await self._disconnect()
@@ -234,7 +235,7 @@ class SqliteStore(RecordStore):
                 namespace=self.namespace,
             )
         async with self._opening:
-            if self._closed:
+            if self.closed:
                 self._refuse_closed()
             if self._writer is not None and self._writer.broken:
                 await self._disconnect()
@@ -263,7 +264,7 @@ class SqliteStore(RecordStore):
                     namespace=self.namespace,
                 )
             head = tables.head(writing)
-            self._verify(head)
+            self.marked = self._verify(head)
             reader = database.open_existing(self.path, self._key, check_log=False)
             reader.set_busy_timeout(0)
             return writing, reader, head, tables.next_expiry(reader)
@@ -324,7 +325,7 @@ class SqliteStore(RecordStore):
         self._under_way += 1
         try:
             async with self._scanner_slots:
-                if self._closed:
+                if self.closed:
                     self._refuse_closed()
                 connection = self._scanners.pop() if self._scanners else None
 

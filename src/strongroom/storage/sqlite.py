@@ -116,9 +116,11 @@ class SqliteProvider(StorageProvider):
         if self._closed:
             raise StoreClosed(f"The provider of {self.directory} was closed.", path=self.directory)
         store = self._stores.get(namespace)
-        if store is None:
+        if store is None or store.closed:
             async with self._changing:
-                store = self._stores.get(namespace) or await self._open(namespace)
+                store = self._stores.get(namespace)
+                if store is None or store.closed:
+                    store = await self._open(namespace)
         return store
 
     async def namespaces(self) -> list[str]:
@@ -143,7 +145,9 @@ class SqliteProvider(StorageProvider):
         self._closed = True
         async with self._changing:
             try:
-                await self._mark([s for n, s in self._stores.items() if n != META and not s.marked])
+                await self._mark(
+                    [store for store in self._stores.values() if self._unmarked(store)]
+                )
             finally:
                 await self._release()
 
@@ -367,8 +371,8 @@ class SqliteProvider(StorageProvider):
             path=path,
         )
 
-    def _verify(self, namespace: str, head: tables.Head) -> None:
-        """Raise where a file is not the newest copy of its store."""
+    def _verify(self, namespace: str, head: tables.Head) -> bool:
+        """Raise where a file is not the newest copy; returns whether all in it is marked."""
         path, entry = self.path(namespace), self.keystore.entries[namespace]
         if not self.encrypts and head.file_id != entry.key.file_id:
             raise self._not_ours(namespace, head.file_id)
@@ -381,6 +385,7 @@ class SqliteProvider(StorageProvider):
                 path=path,
                 namespace=namespace,
             )
+        return head.revision == mark.revision
 
     async def _remember_keystore(self) -> None:
         known = Known(self.keystore.generation, sorted(self.keystore.entries))
@@ -400,6 +405,9 @@ class SqliteProvider(StorageProvider):
         if writes:
             await self._meta.apply(writes)
 
+    def _unmarked(self, store: SqliteStore) -> bool:
+        return not (store.marked or store.closed or store.namespace == META)
+
     # --- in the background --------------------------------------------------------------------
 
     async def _tick(self) -> None:
@@ -412,7 +420,7 @@ class SqliteProvider(StorageProvider):
                     await store.sweep()
                     idle[namespace] = 0 if store.used else idle.get(namespace, 0) + 1
                     store.used = False
-                    if namespace != META and not store.marked and number % MARK_TICKS == 0:
+                    if number % MARK_TICKS == 0 and self._unmarked(store):
                         await self._mark([store])
                     if idle[namespace] >= IDLE_TICKS and not store.resting:
                         await store.rest()

@@ -155,11 +155,11 @@ def scan(
     records: list[Record] = []
     size = 0
     for row in cursor:
-        if len(records) == limit or (records and max_bytes is not None and size > max_bytes):
+        size += len(row[1])
+        if records and (len(records) == limit or (max_bytes is not None and size > max_bytes)):
             cursor.close()
             return Page(records, more=True)
         records.append(Record(*row))
-        size += len(row[1])
     return Page(records, more=False)
 
 
