@@ -198,7 +198,7 @@ class Calls:
         closed = DeliveryAck(ok=False, code=STREAM_CLOSED, ref_id=waiting.request_id)
         self._post(Envelope(to=waiting.to, corr_id=corr_id, frame=closed))
 
-    def _request(self, target: Target, method: str, params: bytes, rtype: ReplyType) -> Envelope:
+    def _request(self, target: Target, method: str, params: bytes, rtype: int) -> Envelope:
         corr_id = new_id()
         payload = encode(Request(method, Raw(params), corr_id))
         return Envelope(
@@ -206,7 +206,7 @@ class Calls:
             to=target.address,
             capabilities=list(target.capabilities) or None,
             reply_to=self._reply_to(),
-            rtype=int(rtype),
+            rtype=rtype,
             corr_id=corr_id,
             frame=Data(payload=Raw(payload)),
         )

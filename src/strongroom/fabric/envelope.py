@@ -6,7 +6,6 @@ forwards the bytes of a message as they came.
 
 from __future__ import annotations
 
-from enum import IntFlag
 from typing import Final
 
 import msgspec
@@ -19,8 +18,8 @@ MAX_MESSAGE: Final = 256 * 1024
 """The largest message, in bytes: real peers refuse to send or receive a larger one."""
 
 
-class ReplyType(IntFlag):
-    """What the sender of an envelope expects (`rtype`)."""
+class ReplyType:
+    """What the sender of an envelope expects: bits of `rtype`."""
 
     NONE = 0
     ACK = 1
@@ -28,8 +27,8 @@ class ReplyType(IntFlag):
     STREAM = 4
 
 
-class FlowFlag(IntFlag):
-    """Hints on a flow's life (`flowFlags`)."""
+class FlowFlag:
+    """Hints on a flow's life: bits of `flowFlags`."""
 
     SYN = 1
     ACK = 2

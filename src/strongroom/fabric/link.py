@@ -233,7 +233,8 @@ async def dial(url: str, token: str | None = None) -> Link:
             f"No sentinel answers at {url} ({error}). Try: start it, or correct "
             "FAME_DIRECT_ADMISSION_URL"
         ) from error
-    assert isinstance(listener, Link)
+    if not isinstance(listener, Link):  # the connection was lost within the handshake
+        raise AttachFailed(f"{url} closed the connection at once. Try: again, when it is up")
     return listener
 
 

@@ -64,9 +64,10 @@ class Node:
     """
 
     has_routes = False
+    settings: Settings
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings.from_environment()
+        self._given = settings
         self.storage: StorageProvider | None = None
         self.id = ""
         self.path = ""
@@ -84,9 +85,11 @@ class Node:
         """Open the storage and join the fabric.
 
         Raises:
+            SettingsError: A FAME_* variable cannot be understood.
             StorageError: The storage cannot be used.
             AttachFailed: The sentinel cannot be reached.
         """
+        self.settings = self._given or Settings.from_environment()
         show_envelopes(self.settings)
         async with AsyncExitStack() as opening:
             self.storage = await open_provider(self.settings.storage)

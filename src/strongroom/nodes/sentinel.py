@@ -132,16 +132,18 @@ class Sentinel(Fabric):
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings)
-        self.port = self.settings.listener_port
+        self.port = 0
         self.epoch = new_id()
         self._links: set[_Child] = set()
         self._children: dict[str, _Child] = {}
         self._writing: set[asyncio.Task[None]] = set()
 
-    @staticmethod
-    async def aserve(*, log_level: str | int | None = None) -> None:
-        """Run a sentinel until SIGTERM or SIGINT."""
-        await run_until_stopped(Sentinel, log_level)
+    async def aserve(self, *, log_level: str | int | None = None) -> None:
+        """Run this sentinel until SIGTERM or SIGINT.
+
+        A StrongroomError ends the process with one line and the error's exit status.
+        """
+        await run_until_stopped(lambda: self, log_level)
 
     # --- life ---
 

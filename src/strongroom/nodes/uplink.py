@@ -124,7 +124,7 @@ class Uplink:
         return await self._ask(self._channel, frame, kind)
 
     async def _ask(self, channel: Channel, frame: Frame, kind: type[Ack]) -> Ack:
-        envelope = Envelope(corr_id=new_id(), rtype=int(ReplyType.ACK), frame=frame)
+        envelope = Envelope(corr_id=new_id(), rtype=ReplyType.ACK, frame=frame)
         answer: asyncio.Future[ControlAck] = asyncio.get_running_loop().create_future()
         self._asked[envelope.id] = (envelope.corr_id or "", answer)
         try:
