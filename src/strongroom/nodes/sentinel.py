@@ -129,11 +129,11 @@ class Sentinel(Fabric):
     """
 
     has_routes = True
+    epoch: str
 
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings)
         self.port = 0
-        self.epoch = new_id()
         self._links: set[_Child] = set()
         self._children: dict[str, _Child] = {}
         self._writing: set[asyncio.Task[None]] = set()
@@ -149,6 +149,7 @@ class Sentinel(Fabric):
 
     async def _join(self, opening: AsyncExitStack) -> None:
         check_may_listen(self.settings)
+        self.epoch = new_id()
         self._routes = Routes(self.path)
         for route in await self._kept.routes():
             for address, capabilities in route.addresses.items():
