@@ -1,0 +1,119 @@
+"""A provider is chosen by name, and a wrong choice says what to do."""
+
+import importlib.metadata
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from strongroom.errors import InvalidNamespace, SettingsError, UnknownProfile
+from strongroom.settings import StorageSettings
+from strongroom.storage import MemoryProvider, open_provider, providers
+from strongroom.storage.records import check_namespace, prefix_end
+
+
+class Filed(MemoryProvider):
+    needs_directory = True
+    started = False
+
+    async def start(self) -> None:
+        self.started = True
+
+
+class NoProvider:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def module(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ModuleType("made_up")
+    made.Filed, made.NoProvider = Filed, NoProvider  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "made_up", made)
+
+
+def _install(monkeypatch: pytest.MonkeyPatch, **plugins: str) -> None:
+    points = [
+        importlib.metadata.EntryPoint(name, value, providers.ENTRY_POINTS)
+        for name, value in plugins.items()
+    ]
+    monkeypatch.setattr(providers, "entry_points", lambda group: points)
+
+
+async def test_memory_is_the_default() -> None:
+    provider = await open_provider(StorageSettings())
+    assert type(provider) is MemoryProvider
+
+
+async def test_a_class_is_named_by_module_and_name_and_started(tmp_path: Path) -> None:
+    settings = StorageSettings(profile="made_up:Filed", directory=tmp_path)
+    provider = await open_provider(settings)
+    assert type(provider) is Filed
+    assert provider.started
+    assert provider.settings is settings
+
+
+async def test_an_entry_point_is_named_by_its_name(monkeypatch, tmp_path: Path) -> None:
+    _install(monkeypatch, filed="made_up:Filed")
+    provider = await open_provider(StorageSettings(profile="filed", directory=tmp_path))
+    assert type(provider) is Filed
+
+
+async def test_an_entry_point_may_not_take_a_built_in_name(monkeypatch) -> None:
+    _install(monkeypatch, memory="made_up:Filed")
+    with pytest.raises(UnknownProfile, match="'memory' is a built-in storage profile"):
+        await open_provider(StorageSettings())
+
+
+@pytest.mark.parametrize(
+    ("profile", "sentence"),
+    [
+        ("memroy", "Try: memory, or package.module:Class"),
+        ("zzz", "Try: memory, .*filed, or package.module:Class"),
+        ("made_up:Absent", "made_up:Absent cannot be loaded: AttributeError"),
+        ("no_such_module:Class", "cannot be loaded: ModuleNotFoundError"),
+        ("made_up:NoProvider", "made_up:NoProvider is no subclass"),
+    ],
+)
+async def test_an_unknown_profile_tells_the_choices(monkeypatch, profile, sentence) -> None:
+    _install(monkeypatch, filed="made_up:Filed")
+    with pytest.raises(UnknownProfile, match=sentence):
+        await open_provider(StorageSettings(profile=profile))
+
+
+async def test_a_provider_of_files_needs_a_directory() -> None:
+    with pytest.raises(SettingsError, match="FAME_STORAGE_DB_DIRECTORY is not set"):
+        await open_provider(StorageSettings(profile="made_up:Filed"))
+
+
+async def test_a_master_key_beside_a_plain_profile_is_warned_about(caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        await open_provider(StorageSettings(master_key="a long passphrase"))
+    assert "'memory' does not encrypt" in caplog.text
+    assert "passphrase" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["notes", "A", "x" * 120, "a.b-c_d", "0", "__agent_x"])
+def test_a_namespace_can_be_called(name: str) -> None:
+    check_namespace(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "x" * 121, ".a", "a.", "a/b", "..", "é", "a b", "a\n", "con", "NUL.txt"),
+        *("x_encrypted_value", "__keystore", "__other"),
+    ],
+)
+def test_a_namespace_cannot_be_called(name: str) -> None:
+    with pytest.raises(InvalidNamespace):
+        check_namespace(name)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"),
+    [("", None), ("a", "b"), ("a\U0010ffff", "b"), ("\U0010ffff", None), ("\ud7ff", "\ue000")],
+)
+def test_behind_a_prefix_comes(prefix: str, end: str | None) -> None:
+    assert prefix_end(prefix) == end
