@@ -41,3 +41,7 @@ check: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Each step of the example.
+demo init start run run-verbose stop status logs clean:
+	@$(MAKE) --no-print-directory -C $(EXAMPLE) $@ PORT="$(PORT)"

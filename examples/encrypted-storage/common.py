@@ -1,0 +1,3 @@
+"""What the agent and its client agree on."""
+
+AGENT_ADDR = "storage@fame.fabric"

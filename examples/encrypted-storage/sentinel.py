@@ -1,0 +1,8 @@
+"""The sentinel: agents and clients attach to it, and it routes the messages between them."""
+
+import asyncio
+
+from strongroom import Sentinel
+
+if __name__ == "__main__":
+    asyncio.run(Sentinel().aserve())
