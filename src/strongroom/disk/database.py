@@ -94,6 +94,14 @@ def create(
         raise explain(error, path) from error
 
 
+def open_empty(path: Path, key: FileKey | None) -> apsw.Connection:
+    """Open an empty file for a copy that counts only once it is whole, closed and synced."""
+    connection = _connect(path, key, read_only=False)
+    for pragma in (f"page_size = {header.PAGE_SIZE}", "journal_mode = OFF", "synchronous = OFF"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    return connection
+
+
 def open_existing(
     path: Path, key: FileKey | None, *, read_only: bool = False, check_log: bool = True
 ) -> apsw.Connection:

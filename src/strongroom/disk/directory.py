@@ -125,9 +125,8 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> 
     Raises:
         StoreUnavailable: The disk refused, or a file stands there already.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        temporary = temporary_beside(path)
         try:
             write(temporary)
             sync_file(temporary)
@@ -144,6 +143,29 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> 
             "room and that the directory may be written",
             path=path,
         ) from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new empty file, mode 0600, that is to become `path`; deleted at the next start if not."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    return temporary
+
+
+def replace_database(path: Path, new: Path) -> None:
+    """Put the complete and durable file `new` in the place of a database that nobody has open.
+
+    Raises:
+        StoreUnavailable: A log stands beside the database. It would be taken for the new file's
+            and destroy it.
+    """
+    for suffix in ("-wal", "-journal"):
+        log = path.with_name(path.name + suffix)
+        if log.exists():
+            raise StoreUnavailable(f"{log} is in the way. Try it again.", path=log)
+    sync_directory(path.parent)
+    new.replace(path)
+    sync_directory(path.parent)
 
 
 def remove_with_journals(path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Concatenate, NoReturn, ParamSpec, TypeVar
@@ -15,7 +16,13 @@ import apsw
 
 from strongroom.disk import database
 from strongroom.disk.header import FileKey
-from strongroom.errors import FormatUnsupported, StoreClosed, StoreForked, WatchExpired
+from strongroom.errors import (
+    FormatUnsupported,
+    StoreClosed,
+    StoreForked,
+    StoreUnavailable,
+    WatchExpired,
+)
 from strongroom.storage import tables
 from strongroom.storage.records import (
     PAGE_BYTES,
@@ -92,6 +99,7 @@ class SqliteStore(RecordStore):
         self._reader: apsw.Connection | None = None
         self._scanners: list[apsw.Connection] = []
         self._scanner_slots = asyncio.Semaphore(SCANNERS)
+        self._ending_scans = asyncio.Lock()
         self._key: FileKey | None = None
         self._cache = RecordCache(CACHE_BYTES)
         self._changed = asyncio.Event()
@@ -178,15 +186,19 @@ class SqliteStore(RecordStore):
     async def close(self) -> None:
         self.closed = True
         self._changed.set()
-        async with self._opening:
+        async with self._scans_ended(), self._opening:
             await self._disconnect()
 
     # --- for the provider ---------------------------------------------------------------------
 
     async def sweep(self) -> None:
         """Turn records whose time has passed into deletions, if the store is open."""
-        writer = self._writer
-        while writer and not writer.broken and self._due is not None and self._due <= self._clock():
+        while (
+            (writer := self._writer)
+            and not writer.broken
+            and self._due is not None
+            and self._due <= self._clock()
+        ):
             self._due = await writer.sweep()
             self.marked = False
             self._notify()
@@ -211,17 +223,91 @@ class SqliteStore(RecordStore):
 
     async def rest(self) -> None:
         """Checkpoint and close the file, unless it is in use; the next use opens it again."""
-        async with self._opening:
+        if self._is_used():
+            return
+        async with self._scans_ended(), self._opening:
             writer = self._writer
-            idle = not self._under_way and not self.used
-            if idle and writer and (writer.broken or writer.in_place()):
+            if not self._is_used() and writer and (writer.broken or writer.in_place()):
                 await self._disconnect()
+
+    def _is_used(self) -> bool:
+        return self.used or self._under_way > 0
 
     async def on_writer(self, task: Callable[[apsw.Connection], T]) -> T:
         """Run `task` on the writing connection between two commits."""
         writer = await self.open()
-        result: T = await writer.run(task)
+        self._under_way += 1
+        try:
+            result: T = await writer.run(task)
+        finally:
+            self._under_way -= 1
         return result
+
+    async def replace(
+        self, last: Callable[[apsw.Connection], None], swap: Callable[[], None]
+    ) -> None:
+        """Let another file take the place of this one. Who wants the store meanwhile waits.
+
+        Args:
+            last: Runs on the writing connection, after all that was submitted.
+            swap: Runs on a thread, when nothing is open any more.
+        """
+        async with self._scans_ended(), self._opening:
+            if self._writer is None or self._writer.broken:
+                raise StoreUnavailable(
+                    f"{self.path} was closed meanwhile, and stays as it is. Try it again.",
+                    path=self.path,
+                    namespace=self.namespace,
+                )
+            await self._disconnect(last)
+            await asyncio.get_running_loop().run_in_executor(self._threads, swap)
+
+    async def snapshot(self, prefix: str = "") -> AsyncIterator[Sequence[Record]]:
+        """All records whose keys begin with `prefix`, as of one moment, page by page.
+
+        Meanwhile the log cannot be emptied, and a rotation waits: read on quickly, and to the end.
+        """
+        read = functools.partial(
+            tables.scan,
+            prefix=prefix,
+            limit=PAGE_RECORDS,
+            max_bytes=PAGE_BYTES,
+            reverse=False,
+            values=True,
+            now=self._clock(),
+        )
+        async with self.connection() as connection:
+            connection.execute("BEGIN")
+            after = None
+            while True:
+                page = await self._uninterrupted(functools.partial(read, connection, after=after))
+                if page.records:
+                    yield page.records
+                    after = page.records[-1].key
+                if not page.more:
+                    return
+                if self.closed:
+                    self._refuse_closed()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[apsw.Connection]:
+        """A connection for long reading of whoever asks, closed at the end of the block."""
+        self._under_way += 1
+        try:
+            while True:
+                await self.open()
+                async with self._scanner_slots:
+                    if self._writer is not None:
+                        connection = await self._uninterrupted(self._connect_scanner)
+                        try:
+                            yield connection
+                        finally:
+                            connection.close()
+                        return
+        except apsw.Error as error:
+            raise database.explain(error, self.path, self.namespace) from error
+        finally:
+            self._under_way -= 1
 
     # --- connections --------------------------------------------------------------------------
 
@@ -238,7 +324,7 @@ class SqliteStore(RecordStore):
             if self.closed:
                 self._refuse_closed()
             if self._writer is not None and self._writer.broken:
-                await self._disconnect()
+                await self._disconnect_writer()
             if self._writer is None:
                 loop = asyncio.get_running_loop()
                 connections = await loop.run_in_executor(self._threads, self._connect)
@@ -275,22 +361,34 @@ class SqliteStore(RecordStore):
             writing.close()
             raise
 
-    async def _disconnect(self) -> None:
+    @contextlib.asynccontextmanager
+    async def _scans_ended(self) -> AsyncIterator[None]:
+        """No scan is at work within the block. It comes before `_opening`, never inside it."""
+        async with self._ending_scans, contextlib.AsyncExitStack() as slots:
+            for _ in range(SCANNERS):
+                await slots.enter_async_context(self._scanner_slots)
+            yield
+
+    async def _disconnect(self, last: Callable[[apsw.Connection], None] | None = None) -> None:
+        for connection in self._scanners:
+            connection.close()
+        self._scanners.clear()
+        await self._disconnect_writer(last)
+
+    async def _disconnect_writer(
+        self, last: Callable[[apsw.Connection], None] | None = None
+    ) -> None:
         writer, self._writer = self._writer, None
         reader, self._reader = self._reader, None
-        for _ in range(SCANNERS):  # wait for those at work
-            await self._scanner_slots.acquire()
-        try:
-            for connection in (reader, *self._scanners):
-                if connection is not None:
-                    connection.close()
-            self._scanners.clear()
-            if writer is not None:
+        if reader is not None:
+            reader.close()
+        if writer is not None:
+            try:
+                if last is not None:
+                    await writer.run(last)
+            finally:
                 await writer.close()
-            self._cache.clear()
-        finally:
-            for _ in range(SCANNERS):
-                self._scanner_slots.release()
+        self._cache.clear()
 
     def _refuse_closed(self) -> NoReturn:
         raise StoreClosed(f"{self.path} was closed.", path=self.path, namespace=self.namespace)
@@ -319,32 +417,41 @@ class SqliteStore(RecordStore):
         **kwargs: P.kwargs,
     ) -> T:
         """Run a read on a thread, with a connection that nobody else uses meanwhile."""
-        if self._writer is None or self._born != _forks:
-            await self.open()
         self.used = True
         self._under_way += 1
         try:
-            async with self._scanner_slots:
-                if self.closed:
-                    self._refuse_closed()
-                connection = self._scanners.pop() if self._scanners else None
-
-                def call() -> T:
-                    nonlocal connection
-                    if connection is None:
-                        connection = database.open_existing(self.path, self._key, check_log=False)
-                        connection.set_busy_timeout(BUSY_MS)
-                    return function(connection, *args, **kwargs)
-
-                try:
-                    return await self._uninterrupted(call)
-                except apsw.Error as error:
-                    raise database.explain(error, self.path, self.namespace) from error
-                finally:
-                    if connection is not None:
-                        self._scanners.append(connection)
+            while True:
+                if self._writer is None or self._born != _forks:
+                    await self.open()
+                async with self._scanner_slots:
+                    if self.closed:
+                        self._refuse_closed()
+                    if self._writer is not None:  # the file was not replaced meanwhile
+                        return await self._scan(lambda at: function(at, *args, **kwargs))
         finally:
             self._under_way -= 1
+
+    async def _scan(self, function: Callable[[apsw.Connection], T]) -> T:
+        connection = self._scanners.pop() if self._scanners else None
+
+        def call() -> T:
+            nonlocal connection
+            if connection is None:
+                connection = self._connect_scanner()
+            return function(connection)
+
+        try:
+            return await self._uninterrupted(call)
+        except apsw.Error as error:
+            raise database.explain(error, self.path, self.namespace) from error
+        finally:
+            if connection is not None:
+                self._scanners.append(connection)
+
+    def _connect_scanner(self) -> apsw.Connection:
+        connection = database.open_existing(self.path, self._key, check_log=False)
+        connection.set_busy_timeout(BUSY_MS)
+        return connection
 
     async def _uninterrupted(self, call: Callable[[], T]) -> T:
         """Wait for the thread even when cancelled: it is using the connection."""
