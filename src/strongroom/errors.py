@@ -25,6 +25,10 @@
     │   │   ├── StoreClosed         used after close
     │   │   └── StoreForked         used in a child process after a fork
     │   ├── EngineUnsuitable        the installed SQLite cannot encrypt
+    │   ├── OwnerUnreachable        a running node was to be asked, and does not answer
+    │   ├── AuditBroken             the audit log lacks a line, or one was changed
+    │   ├── ImportInvalid           a line of an export cannot be read
+    │   ├── Unhealthy               doctor found something that needs a hand
     │   ├── InvalidNamespace
     │   ├── InvalidKey
     │   ├── ValueTooLarge
@@ -218,6 +222,30 @@ class EngineUnsuitable(StorageError):
     """The installed SQLite cannot encrypt, or not in the way that the file format needs."""
 
     exit_code = 35
+
+
+class OwnerUnreachable(StorageError):
+    """A running node was to be asked over its admin socket, and there is none, or no answer."""
+
+    exit_code = 36
+
+
+class AuditBroken(StorageError):
+    """The audit log lacks a line, or one was changed."""
+
+    exit_code = 37
+
+
+class ImportInvalid(StorageError):
+    """A line that was to be imported cannot be read; nothing was stored."""
+
+    exit_code = 38
+
+
+class Unhealthy(StorageError):
+    """`strongroom doctor` found something that needs a hand."""
+
+    exit_code = 39
 
 
 class InvalidNamespace(StorageError, ValueError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import secrets
+import threading
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -28,6 +29,7 @@ from strongroom.disk.header import (
     same,
 )
 from strongroom.errors import StoreDamaged, StoreMissing, WrongMasterKey
+from strongroom.keys.audit import Line, Trail, new_trail
 from strongroom.keys.master import MasterKey
 
 NAMESPACE = "__keystore"
@@ -68,6 +70,11 @@ class Entry(msgspec.Struct):
     key: DataKey
     next_key: DataKey | None = None
 
+    @property
+    def keys(self) -> list[DataKey]:
+        """The keys under which its file may be."""
+        return [self.key] if self.next_key is None else [self.key, self.next_key]
+
 
 class RetiredKey(msgspec.Struct, frozen=True):
     """A data key that a rotation replaced; backups from before may still be under it."""
@@ -85,12 +92,13 @@ class DroppedFile(msgspec.Struct, frozen=True):
 
 
 class Contents(msgspec.Struct):
-    """All that the keystore holds. Every change raises `generation` by one."""
+    """All that the keystore holds. Every change of keys raises `generation` by one."""
 
     generation: int = 0
     entries: dict[str, Entry] = {}
     retired: list[RetiredKey] = []
     dropped: list[DroppedFile] = []
+    trail: Trail = msgspec.field(default_factory=new_trail)
 
 
 class Keystore:
@@ -100,6 +108,7 @@ class Keystore:
         self.path = path
         self._master = master
         self._contents = contents
+        self._changing = threading.Lock()
 
     @classmethod
     def create(cls, path: Path, master: MasterKey | None) -> Keystore:
@@ -163,30 +172,58 @@ class Keystore:
         """The stores whose files the last drop was to delete."""
         return self._contents.dropped
 
+    @property
+    def trail(self) -> Trail:
+        """The end of the audit log."""
+        return self._contents.trail
+
     def new_data_key(self, now: int) -> DataKey:
         """A new random data key for a new file; kept only once `change` puts it in an entry."""
         secret = secrets.token_bytes(32) if self._master else b""
         return DataKey(secrets.token_hex(4), new_file_id(), secret, now)
 
     @contextlib.contextmanager
-    def change(self) -> Iterator[Contents]:
-        """Change the contents; they are durable when the block ends, and unchanged if it raises."""
-        contents = copy.deepcopy(self._contents)
-        yield contents
-        contents.generation += 1
-        self._save(contents, self._master, replace=True)
+    def change(self, master: MasterKey | None = None) -> Iterator[Contents]:
+        """Change the contents; they are durable when the block ends, and unchanged if it raises.
 
-    def change_master(self, master: MasterKey) -> None:
-        """Put the keystore under another master key. The data's keys, and the data, stay."""
-        contents = copy.deepcopy(self._contents)
-        contents.generation += 1
-        self._save(contents, master, replace=True)
+        Args:
+            master: Another master key for the keystore. The data's keys, and the data, stay.
+        """
+        with self._changing:
+            contents = copy.deepcopy(self._contents)
+            yield contents
+            contents.generation += 1
+            self._save(contents, master or self._master, replace=True)
+
+    def note(
+        self,
+        now: int,
+        event: str,
+        namespace: str | None = None,
+        detail: str = "",
+        *,
+        newest: Line | None = None,
+    ) -> None:
+        """Add a line to the audit log. As no key changes, the generation stays.
+
+        Args:
+            now: The time.
+            event: What happened.
+            namespace: Where.
+            detail: More about it.
+            newest: The last line that `__node_meta` holds, which the keystore should know.
+        """
+        with self._changing:
+            contents = copy.deepcopy(self._contents)
+            if newest is not None:
+                contents.trail.catch_up(newest, now)
+            contents.trail.add(now, event, namespace, detail)
+            self._save(contents, self._master, replace=True)
 
     def namespace_of(self, file_id: bytes) -> str | None:
         """The namespace whose file has this id; None if the keystore knows no such file."""
         for namespace, entry in self._contents.entries.items():
-            keys = [entry.key, *([entry.next_key] if entry.next_key else [])]
-            if any(key.file_id == file_id for key in keys):
+            if any(key.file_id == file_id for key in entry.keys):
                 return namespace
         return None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar
@@ -28,6 +29,7 @@ from strongroom.errors import (
     InvalidNamespace,
     KeystoreMissing,
     KeystoreOlder,
+    NotSupported,
     ProfileMismatch,
     SettingsError,
     StorageError,
@@ -39,14 +41,17 @@ from strongroom.errors import (
     StoreSwapped,
     WrongMasterKey,
 )
+from strongroom.keys.audit import Line
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.keys.keystore import DroppedFile, Entry, Keystore, State
 from strongroom.keys.master import MasterKey, read_master_key
-from strongroom.storage import tables
+from strongroom.storage import rotation, tables
 from strongroom.storage.namespace import SqliteStore
-from strongroom.storage.records import RecordStore, StorageProvider, Write
+from strongroom.storage.records import StorageProvider, Write
+from strongroom.storage.rotation import Copy, Progress
 
 META = "__node_meta"
+AUDIT = "audit/"
 PLAIN_SUFFIX = ".db"
 ENCRYPTED_SUFFIX = "_encrypted_value.db"
 TICK_SECONDS = 1.0
@@ -95,6 +100,7 @@ class SqliteProvider(StorageProvider):
         self._marks: dict[str, Mark] = {}
         self._known: Known | None = None
         self._changing = asyncio.Lock()
+        self._rotating = asyncio.Lock()
         self._closed = False
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="strongroom")
         self._ticking: asyncio.Task[None] | None = None
@@ -104,7 +110,7 @@ class SqliteProvider(StorageProvider):
             await self._recall()
             await self._blocking(self._check_files)
             await self.open(META)
-            await self._remember_keystore()
+            await self._note_opening()
         except BaseException:
             await self._release()
             raise
@@ -112,9 +118,8 @@ class SqliteProvider(StorageProvider):
 
     # --- the contract -------------------------------------------------------------------------
 
-    async def open(self, namespace: str) -> RecordStore:
-        if self._closed:
-            raise StoreClosed(f"The provider of {self.directory} was closed.", path=self.directory)
+    async def open(self, namespace: str) -> SqliteStore:
+        self._refuse_closed()
         store = self._stores.get(namespace)
         if store is None or store.closed:
             async with self._changing:
@@ -129,7 +134,7 @@ class SqliteProvider(StorageProvider):
     async def drop(self, namespace: str) -> None:
         if namespace == META:
             raise InvalidNamespace(f"{META} is the node's own, and cannot be dropped.")
-        async with self._changing:
+        async with self._rotating, self._changing:
             if namespace not in self.keystore.entries:
                 return
             if store := self._stores.pop(namespace, None):
@@ -143,13 +148,49 @@ class SqliteProvider(StorageProvider):
         if self._closed:
             return
         self._closed = True
-        async with self._changing:
+        async with self._rotating, self._changing:
             try:
                 await self._mark(
                     [store for store in self._stores.values() if self._unmarked(store)]
                 )
             finally:
                 await self._release()
+
+    # --- for the operator ---------------------------------------------------------------------
+
+    async def change_master(self, master: MasterKey) -> None:
+        """Put the keystore under another master key. The data stays as it is."""
+        self._require_keys()
+        await self._blocking(self._change_master, master)
+        await self._remember_keystore()
+
+    async def rotate(
+        self, namespaces: Sequence[str] | None = None, progress: Progress | None = None
+    ) -> list[str]:
+        """Put namespaces under new data keys, while they are in use; returns which.
+
+        Args:
+            namespaces: None for those that an earlier rotation left behind, else for all.
+            progress: Is told how far each copy is.
+        """
+        self._require_keys()
+        async with self._rotating:
+            begun = await self._blocking(rotation.begin, self.keystore, namespaces, self.clock())
+            for namespace in begun:
+                await self._rotate(namespace, progress or (lambda *_: None))
+                await self._blocking(rotation.finish, self.keystore, namespace, self.clock())
+                await self._remember_keystore()
+        return begun
+
+    async def note(self, event: str, namespace: str | None = None, detail: str = "") -> None:
+        """Add a line to the audit log."""
+        await self._blocking(self.keystore.note, self.clock(), event, namespace, detail)
+        await self._remember_keystore()
+
+    async def audit(self) -> list[Line]:
+        """The audit log, from its first line on."""
+        page = await self._meta.scan(AUDIT, limit=None, max_bytes=None)
+        return [msgspec.json.decode(record.value, type=Line) for record in page.records]
 
     # --- the directory ------------------------------------------------------------------------
 
@@ -201,7 +242,8 @@ class SqliteProvider(StorageProvider):
             if previous is None or master is None:
                 raise
             keystore = Keystore.open(path, MasterKey(previous))
-            keystore.change_master(master)
+            with keystore.change(master) as contents:
+                contents.trail.add(self.clock(), "master key changed", detail="at the start")
             log.warning("%s was under the previous master key and is now under the new one", path)
             return keystore
 
@@ -251,8 +293,8 @@ class SqliteProvider(StorageProvider):
             check_plain(path)
             return None
         header = read_header(path)
-        for data_key in (entry.key, entry.next_key):
-            if data_key is not None and data_key.file_id == header.file_id:
+        for data_key in entry.keys:
+            if data_key.file_id == header.file_id:
                 key = data_key.opens(namespace)
                 if key is not None and same(key.header.check, header.check):
                     return key
@@ -290,6 +332,16 @@ class SqliteProvider(StorageProvider):
     @property
     def _meta(self) -> SqliteStore:
         return self._stores[META]
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise StoreClosed(f"The provider of {self.directory} was closed.", path=self.directory)
+
+    def _require_keys(self) -> None:
+        if not self.encrypts:
+            raise NotSupported(
+                f"The profile {self.settings.profile} encrypts nothing, and so has no keys."
+            )
 
     async def _open(self, namespace: str) -> SqliteStore:
         entry = self.keystore.entries.get(namespace)
@@ -337,9 +389,40 @@ class SqliteProvider(StorageProvider):
         with self.keystore.change() as contents:
             del contents.entries[namespace]
             contents.retired = [r for r in contents.retired if r.namespace != namespace]
-            contents.dropped = [DroppedFile(namespace, entry.key.file_id)]
+            contents.dropped = [DroppedFile(namespace, key.file_id) for key in entry.keys]
+            contents.trail.add(self.clock(), "dropped", namespace)
         remove_with_journals(self.path(namespace))
         sync_directory(self.directory)
+
+    def _change_master(self, master: MasterKey) -> None:
+        with self.keystore.change(master) as contents:
+            contents.trail.add(self.clock(), "master key changed")
+
+    async def _rotate(self, namespace: str, progress: Progress) -> None:
+        """Copy a namespace's file under its next key, and let the copy take its place."""
+        store = await self.open(namespace)
+        key = self.keystore.entries[namespace].next_key
+        assert key is not None
+        head = await store.on_writer(tables.head)
+        if head.file_id == key.file_id:
+            return  # it did so, and then the keystore could not be written
+        copy = await self._blocking(Copy, store.path, namespace, key)
+        try:
+            done, pages = await store.on_writer(copy.step)
+            while pages - done > rotation.STEP_PAGES:
+                done, pages = await store.on_writer(copy.step)
+                progress(namespace, done, pages)
+                self._refuse_closed()
+            await store.replace(copy.complete, copy.take_place)
+            progress(namespace, pages, pages)
+        finally:
+            await asyncio.shield(self._discard(store, copy))
+
+    async def _discard(self, store: SqliteStore, copy: Copy) -> None:
+        try:
+            await store.on_writer(copy.discard)
+        except StoreClosed:
+            await self._blocking(copy.discard)
 
     # --- what __node_meta remembers -----------------------------------------------------------
 
@@ -387,11 +470,29 @@ class SqliteProvider(StorageProvider):
             )
         return head.revision == mark.revision
 
+    async def _note_opening(self) -> None:
+        page = await self._meta.scan(AUDIT, limit=1, reverse=True)
+        newest = [msgspec.json.decode(record.value, type=Line) for record in page.records]
+        await self._blocking(
+            self.keystore.note,
+            self.clock(),
+            "opened",
+            detail=f"by user {os.getuid()}, process {os.getpid()}",
+            newest=newest[0] if newest else None,
+        )
+        await self._remember_keystore()
+
     async def _remember_keystore(self) -> None:
+        """Note the keystore's generation, and the lines of the audit log that wait in it."""
         known = Known(self.keystore.generation, sorted(self.keystore.entries))
+        lines = self.keystore.trail.waiting
+        writes = [Write(f"{AUDIT}{line.number:010}", msgspec.json.encode(line)) for line in lines]
         if known != self._known:
-            await self._meta.apply([Write("keystore", msgspec.json.encode(known))])
+            writes.append(Write("keystore", msgspec.json.encode(known)))
+        if writes:
+            await self._meta.apply(writes)
             self._known = known
+            self.keystore.trail.stored(lines[-1].number if lines else 0)
 
     async def _mark(self, stores: list[SqliteStore]) -> None:
         """Note how far stores have come, in their files first and then in `__node_meta`."""

@@ -1,0 +1,95 @@
+"""The audit log: a line for each opening, rotation, drop and export, chained by a MAC.
+
+The lines stand in `__node_meta`; their number, the newest MAC and the key of the MACs stand in the
+keystore. So a line that was changed, taken out or cut off is noticed, and nobody without the master
+key can write one. A new line enters the keystore together with what it tells of, and waits there
+until it stands in `__node_meta`: a kill in between loses neither.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Iterable
+
+import msgspec
+
+from strongroom.errors import AuditBroken
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One thing that happened. It names namespaces, and holds no key and no value of a record."""
+
+    number: int
+    time: int
+    event: str
+    namespace: str | None
+    detail: str
+    mac: bytes = b""
+
+
+class Trail(msgspec.Struct):
+    """What the keystore knows of the log."""
+
+    key: bytes
+    count: int = 0
+    head: bytes = b""
+    waiting: list[Line] = []
+    """Lines that may not stand in `__node_meta` yet."""
+
+    def add(self, now: int, event: str, namespace: str | None = None, detail: str = "") -> None:
+        """Put a line at the end."""
+        self.count += 1
+        line = Line(self.count, now, event, namespace, detail)
+        self.head = self._mac(self.head, line)
+        self.waiting.append(msgspec.structs.replace(line, mac=self.head))
+
+    def catch_up(self, newest: Line, now: int) -> None:
+        """Go on after `newest` where the keystore is an older copy, which did not know it."""
+        if newest.number > self.count:
+            self.count, self.head, self.waiting = newest.number, newest.mac, []
+            self.add(now, "older keystore", detail=f"it knew less than {newest.number} lines")
+
+    def stored(self, newest: int) -> None:
+        """Forget the lines up to `newest`, as they stand in `__node_meta` now."""
+        self.waiting = [line for line in self.waiting if line.number > newest]
+
+    def verify(self, lines: Iterable[Line]) -> int:
+        """Compare the log with its chain; returns the number of lines.
+
+        Raises:
+            AuditBroken: A line is missing, changed, cut off, or too many.
+        """
+        count, head = 0, b""
+        for line in lines:
+            count += 1
+            if line.number != count:
+                raise AuditBroken(f"Line {count} of the audit log is missing. {_REMEDY}")
+            head = self._mac(head, line)
+            if not hmac.compare_digest(head, line.mac):
+                raise AuditBroken(f"Line {count} of the audit log was changed. {_REMEDY}")
+        if count < self.count:
+            raise AuditBroken(
+                f"The audit log ends at line {count}, and {self.count} were written. {_REMEDY}"
+            )
+        if count > self.count or not hmac.compare_digest(head, self.head):
+            raise AuditBroken(
+                f"The audit log has {count} lines and the keystore knows {self.count} of them: an "
+                f"older keystore was put back. {_REMEDY}"
+            )
+        return count
+
+    def _mac(self, before: bytes, line: Line) -> bytes:
+        text = msgspec.json.encode(msgspec.structs.replace(line, mac=b""))
+        return hmac.digest(self.key, before + text, "sha256")
+
+
+def new_trail() -> Trail:
+    """An empty log under a new key."""
+    return Trail(secrets.token_bytes(32))
+
+
+_REMEDY = (
+    "Try: compare it with what you know of the time, and see who could write to the directory. "
+    "The records of the stores are checked by: strongroom doctor"
+)
