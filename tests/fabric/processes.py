@@ -33,10 +33,12 @@ def environment(**variables: object) -> dict[str, str]:
 class Program:
     """A process of one of the programs beside this file, or of any other."""
 
-    def __init__(self, name: str, directory: Path, *, python: str = sys.executable) -> None:
-        self.command = [python, str(PROGRAMS / name if "/" not in name else name)]
-        self.log = directory / f"{Path(name).stem}.log"
-        self._notify = directory / f"{Path(name).stem}.notify"
+    def __init__(
+        self, name: str, directory: Path, *arguments: str, python: str = sys.executable
+    ) -> None:
+        self.command = [python, str(PROGRAMS / name), *arguments]
+        self.log = directory / f"{name.replace('/', '-')}.log"
+        self._notify = directory / f"{name.replace('/', '-')}.notify"
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self, **variables: object) -> None:

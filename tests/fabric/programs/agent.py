@@ -26,8 +26,16 @@ class Agent(BaseAgent[Count]):
 
     @operation(streaming=True)
     async def numbers(self, count: int) -> AsyncIterator[int]:
-        for number in range(count):
-            yield number
+        self.ended = False
+        try:
+            for self.yielded in range(1, count + 1):
+                yield self.yielded - 1
+        finally:
+            self.ended = True
+
+    @operation
+    async def progress(self) -> tuple[int, bool]:
+        return self.yielded, self.ended
 
 
 if __name__ == "__main__":
