@@ -173,8 +173,8 @@ class Calls:
             over = True
         except TimeoutError:
             raise _timed_out(target, method, timeout) from None
-        except CallError:
-            over = True
+        except CallError as error:
+            over = not isinstance(error, StreamStalled)  # then it is we who stop
             raise
         finally:
             waiting = self._waiting.pop(corr_id)

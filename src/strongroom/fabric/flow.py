@@ -40,10 +40,11 @@ Deliver = Callable[["Channel", Envelope, bytes, Taken], None]
 class _Outgoing:
     """What we may send on a flow, and what waits for credit."""
 
-    __slots__ = ("credits", "touched", "waiting")
+    __slots__ = ("credits", "ended", "touched", "waiting")
 
     def __init__(self, credit: int) -> None:
         self.credits = credit
+        self.ended = False
         self.touched = True
         self.waiting: deque[tuple[bytes, Taken | None]] = deque()
 
@@ -145,8 +146,10 @@ class Channel:
     def end_flow(self, flow_id: str) -> None:
         """Forget a flow on which nothing will be sent any more."""
         flow = self._outgoing.get(flow_id)
-        if flow is not None and not flow.waiting:
-            del self._outgoing[flow_id]
+        if flow is not None:
+            flow.ended = True
+            if not flow.waiting:
+                del self._outgoing[flow_id]
 
     def on_writable(self) -> None:
         """(Receiver) Send what waited for the socket, flow by flow in turn."""
@@ -235,6 +238,8 @@ class Channel:
             flow.credits = max(0, min(WINDOW, flow.credits + frame.credits))
             while self._send_one(flow):
                 pass
+            if flow.ended and not flow.waiting:
+                self._outgoing.pop(frame.flow_id, None)
 
     # --- the life of flows ---
 

@@ -1,0 +1,286 @@
+"""Bounds: hostile, careless and slow peers harm their own link at most."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fabrics import ADDRESS, Probe, eventually, fabric, sentinel, trio_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from strongroom import Agent, Fabric
+from strongroom.errors import CallInterrupted, StreamStalled
+from strongroom.fabric import calls, flow
+from strongroom.nodes.sentinel import Sentinel
+
+PATH = "/fame/v1/attach/ws/downstream/"
+
+
+@asynccontextmanager
+async def raw_child(
+    hub: Sentinel, name: str = "raw", *, attach: bool = True
+) -> AsyncIterator[ClientConnection]:
+    """A peer that says what the test wants."""
+    async with connect(f"ws://127.0.0.1:{hub.port}{PATH}{name}", close_timeout=1) as link:
+        if attach:
+            await say(link, "1", {"type": "NodeAttach", "systemId": name}, corrId="c")
+            assert json.loads(await link.recv())["frame"]["ok"]
+        yield link
+
+
+async def say(link: ClientConnection, id_: str, frame: dict[str, Any], **fields: Any) -> None:
+    await link.send(json.dumps({"id": id_, **fields, "frame": frame}).encode())
+
+
+async def close_code(link: ClientConnection) -> tuple[int | None, str | None]:
+    with contextlib.suppress(ConnectionClosed):
+        async with asyncio.timeout(5):
+            while True:
+                await link.recv()
+    return link.close_code, link.close_reason
+
+
+HOSTILE = {
+    "not JSON": b"{",
+    "not an envelope": b"[]",
+    "not UTF-8": b'{"x":"\xff","frame":{"type":"NodeHeartbeat"}}',
+    "too deep": b"[" * 100_000,
+    "a frame with a field of the wrong type": b'{"frame":{"type":"AddressBind","address":1}}',
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+async def test_a_malformed_message_closes_its_link_with_a_reason(data: bytes) -> None:
+    async with trio_of(Probe()) as hub:
+        async with raw_child(hub) as link:
+            await link.send(data)
+            code, reason = await close_code(link)
+            assert code == 1008
+            assert reason is not None
+            assert "Not an envelope" in reason
+        assert await Agent.remote_by_address(ADDRESS).echo(1) == 1
+
+
+async def test_a_message_over_the_limit_closes_its_link_with_a_reason() -> None:
+    async with trio_of(Probe()) as hub:
+        for parts in (b"x" * 300_000, [b"x" * 100_000] * 3, [b"x"] * 5000):
+            async with raw_child(hub) as link:
+                await link.send(parts)
+                assert (await close_code(link))[0] == 1009
+        assert await Agent.remote_by_address(ADDRESS).echo(1) == 1
+
+
+async def test_fragments_within_the_limit_are_one_message() -> None:
+    async with sentinel() as hub, raw_child(hub, attach=False) as link:
+        message = b'{"id":"1","corrId":"c","frame":{"type":"NodeAttach","systemId":"raw"}}'
+        await link.send([message[:5], message[5:30], message[30:]])
+        assert json.loads(await link.recv())["frame"]["ok"]
+
+
+async def test_text_is_taken_and_binary_is_sent() -> None:
+    async with sentinel() as hub, raw_child(hub, attach=False) as link:
+        await link.send('{"id":"1","corrId":"c","frame":{"type":"NodeAttach","systemId":"raw"}}')
+        assert isinstance(await link.recv(), bytes)
+
+
+async def test_unknown_frames_are_skipped() -> None:
+    async with sentinel() as hub, raw_child(hub) as link:
+        await say(link, "2", {"type": "KeyRequest", "kid": "k"})
+        await say(link, "3", {"type": "NodeHeartbeat"}, corrId="c3")
+        ack = json.loads(await link.recv())
+        assert (ack["corrId"], ack["frame"]["refId"]) == ("c3", "3")
+        assert ack["frame"]["routingEpoch"] == hub.epoch
+
+
+async def test_nothing_goes_before_the_attach() -> None:
+    async with sentinel() as hub, raw_child(hub, attach=False) as link:
+        await say(link, "1", {"type": "AddressBind", "address": ADDRESS})
+        assert await close_code(link) == (1008, "the first message is NodeAttach")
+
+
+async def test_an_id_that_is_not_the_dialled_one_is_refused() -> None:
+    async with sentinel() as hub, raw_child(hub, "one", attach=False) as link:
+        await say(link, "1", {"type": "NodeAttach", "systemId": "two"}, corrId="c")
+        ack = json.loads(await link.recv())
+        assert not ack["frame"]["ok"]
+        assert ack["corrId"] == "c"
+        assert (await close_code(link))[0] == 1008
+
+
+async def test_other_paths_are_refused_and_health_is_told() -> None:
+    async with sentinel() as hub:
+        for path, status in (
+            ("/fame/v1/attach/ws/sideways/x", 403),
+            ("/fame/v1/attach/ws/downstream/", 403),
+            ("/", 404),
+        ):
+            with pytest.raises(InvalidStatus) as caught:
+                await connect(f"ws://127.0.0.1:{hub.port}{path}")
+            assert caught.value.response.status_code == status
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+        writer.write(b"GET /fame/v1/attach/health HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == "healthy"
+
+
+async def test_the_newer_link_of_a_node_takes_the_place_of_the_older() -> None:
+    async with sentinel() as hub, raw_child(hub) as older, raw_child(hub) as newer:
+        assert (await close_code(older))[0] == 1000
+        await say(newer, "2", {"type": "NodeHeartbeat"}, corrId="c2")
+        assert json.loads(await newer.recv())["frame"]["ok"]
+
+
+async def test_names_outlive_their_link_as_long_as_the_epoch() -> None:
+    async with sentinel() as hub, fabric(hub):
+        async with raw_child(hub) as link:
+            await say(link, "2", {"type": "AddressBind", "address": "x@fame.fabric"}, corrId="b")
+            assert json.loads(await link.recv())["frame"]["ok"]
+        async with raw_child(hub) as link, fabric(hub) as client:
+            remote = Agent.remote("x@fame.fabric", fabric=client)
+            call = asyncio.create_task(remote.anything())
+            request = json.loads(await link.recv())
+            assert request["frame"]["payload"]["method"] == "anything"
+            await link.close()
+            with pytest.raises(CallInterrupted):
+                await call
+
+
+async def test_a_flood_beyond_its_credit_closes_its_link() -> None:
+    async with sentinel() as hub, raw_child(hub, "deaf") as deaf, raw_child(hub, "loud") as loud:
+        await say(deaf, "2", {"type": "AddressBind", "address": ADDRESS}, corrId="b")
+        await deaf.recv()
+        for number in range(200):
+            with contextlib.suppress(ConnectionClosed):
+                await say(loud, str(number), {"type": "Data", "payload": 1}, to=ADDRESS, flowId="f")
+        code, reason = await close_code(loud)
+        assert code == 1008
+        assert reason is not None
+        assert "more than was credited" in reason
+        for _ in range(flow.WINDOW):
+            assert "Data" in str(await deaf.recv())
+        await say(deaf, "3", {"type": "NodeHeartbeat"}, corrId="c3")
+        assert "HeartbeatAck" in str(await deaf.recv())
+
+
+async def test_a_flood_of_flows_closes_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "MAX_FLOWS", 100)
+    async with sentinel() as hub, raw_child(hub, "deaf") as deaf, raw_child(hub, "loud") as loud:
+        await say(deaf, "2", {"type": "AddressBind", "address": ADDRESS}, corrId="b")
+        await deaf.recv()
+        with contextlib.suppress(ConnectionClosed):
+            for number in range(33 * 120):
+                frame = {"type": "Data", "payload": 1}
+                await say(loud, "m", frame, to=ADDRESS, flowId=f"f{number // 33}")
+        code, reason = await close_code(loud)
+        assert (code, reason) == (1008, "more than 100 flows are in use")
+
+
+async def test_thousands_of_streams_leave_nothing_behind() -> None:
+    async with trio_of(Probe()) as hub:
+        remote = Agent.remote_by_address(ADDRESS)
+
+        async def read_one(number: int) -> None:
+            assert [item async for item in remote.count(number % 50)] == list(range(number % 50))
+
+        for _ in range(20):
+            await asyncio.gather(*(read_one(number) for number in range(100)))
+        client = Fabric.current()
+        assert len(client.calls) == 0
+        await eventually(lambda: all(not child.under_way for child in hub._links))
+        channels = [child.channel for child in hub._links]
+        assert client._uplink is not None
+        assert client._uplink.channel is not None
+        for channel in (*channels, client._uplink.channel):
+            assert len(channel._incoming) + len(channel._outgoing) < 20
+
+
+async def test_a_reader_of_a_shared_flow_who_stalls_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "STALL", 0.2)
+    async with sentinel() as hub, raw_child(hub) as agent, fabric(hub) as client:
+        await say(agent, "2", {"type": "AddressBind", "address": ADDRESS}, corrId="b")
+        await agent.recv()
+        stream = aiter(Agent.remote(ADDRESS, fabric=client).anything())
+        first = asyncio.ensure_future(anext(stream))
+        request = json.loads(await agent.recv())
+        corr_id = request["corrId"]
+        for number in range(5):
+            payload = {"jsonrpc": "2.0", "id": corr_id, "result": number}
+            frame = {"type": "Data", "payload": payload}
+            await say(agent, "m", frame, to=request["replyTo"], corrId=corr_id, flowId="shared")
+        assert await first == 0
+        await asyncio.sleep(0.5)
+        with pytest.raises(StreamStalled):
+            await anext(stream)
+        closed = json.loads(await agent.recv())
+        assert closed["frame"]["code"] == "STREAM_CLOSED"
+        assert (closed["corrId"], closed["frame"]["refId"]) == (corr_id, request["id"])
+
+
+NAME = st.sampled_from(["id", "to", "replyTo", "corrId", "flowId", "rtype", "capabilities", "x"])
+VALUE = st.sampled_from([None, 1, -1, 2**70, "", "x", ADDRESS, "a@/b/raw", [], ["x"], {}, 0.5])
+TYPE = st.sampled_from(
+    [
+        "Data",
+        "DeliveryAck",
+        "CreditUpdate",
+        "AddressBind",
+        "AddressUnbind",
+        "CapabilityAdvertise",
+        "CapabilityWithdraw",
+        "NodeAttach",
+        "NodeAttachAck",
+        "NodeHeartbeat",
+        "NodeHeartbeatAck",
+        "Nonsense",
+    ]
+)
+FIELD = st.sampled_from(
+    ["ok", "address", "capabilities", "flowId", "credits", "payload", "systemId", "refId", "code"]
+)
+MESSAGE = st.builds(
+    lambda fields, kind, frame: json.dumps({**fields, "frame": {"type": kind, **frame}}).encode(),
+    st.dictionaries(NAME, VALUE),
+    TYPE,
+    st.dictionaries(FIELD, VALUE | st.booleans()),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(MESSAGE | st.binary(max_size=50), max_size=10))
+def test_no_sequence_of_frames_harms_anyone_else(messages: list[bytes]) -> None:
+    async def attempt() -> None:
+        async with trio_of(Probe()) as hub, raw_child(hub) as link:
+            with contextlib.suppress(ConnectionClosed):
+                for message in messages:
+                    await link.send(message)
+                await link.ping()
+            assert await Agent.remote_by_address(ADDRESS).echo(1) in {1, None}
+
+    logging.disable(logging.CRITICAL)
+    try:
+        asyncio.run(attempt())
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+async def test_links_that_come_and_go_leave_nothing_behind() -> None:
+    async with sentinel() as hub:
+        for number in range(50):
+            async with raw_child(hub, f"child-{number}"):
+                pass
+        await eventually(lambda: not hub._links)
+        gc.collect()
+        left = [each for each in gc.get_objects() if type(each) is flow.Channel]
+        assert len(left) <= 5
