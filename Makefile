@@ -45,3 +45,8 @@ format: install
 # Each step of the example.
 demo init start run run-verbose stop status logs clean:
 	@$(MAKE) --no-print-directory -C $(EXAMPLE) $@ PORT="$(PORT)"
+
+# The peers are installed only here.
+bench: install
+	@$(BIN)/python -m pip install --quiet -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/storage.py

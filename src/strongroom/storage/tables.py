@@ -27,6 +27,7 @@ from strongroom.storage.records import (
 
 VERSION = 1
 INLINE_BYTES = 64 * 1024
+COLUMNS = 6
 ROWS_PER_INSERT = (256, 16, 1)
 
 _SCHEMA = """
@@ -236,18 +237,18 @@ def found_at(connection: apsw.Connection, key: str, now: int) -> int:
     return int(connection.execute(statement, {"key": key, "now": now}).get or 0)
 
 
-def put(connection: apsw.Connection, rows: Sequence[tuple[object, ...]]) -> None:
-    """Store rows of (revision, key, created, updated, expires, value) in their order.
+def put(connection: apsw.Connection, rows: Sequence[object]) -> None:
+    """Store rows, one after the other as revision, key, created, updated, expires, value.
 
     Many rows go in one statement: APSW gives the interpreter's lock back at each, and getting it
     again costs more than the row.
     """
     start = 0
     for size in ROWS_PER_INSERT:
-        while len(rows) - start >= size:
-            part = rows[start : start + size]
-            connection.execute(_upsert(size), [value for row in part for value in row])
-            start += size
+        length = size * COLUMNS
+        while len(rows) - start >= length:
+            connection.execute(_upsert(size), rows[start : start + length])
+            start += length
 
 
 def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> None:

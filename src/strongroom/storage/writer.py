@@ -152,18 +152,16 @@ class Writer:
     def _write(self, batch: list[Waiting], now: int) -> int:
         """Write a batch in its order; returns the newest revision."""
         revision = self.revision
-        rows: list[tuple[object, ...]] = []
+        rows: list[object] = []
         for waiting in batch:
-            if waiting.checks or any(
-                w.value is None or w.expect is not None for w in waiting.writes
-            ):
+            if waiting.checks or not _all_sets(waiting.writes):
                 tables.put(self._connection, rows)
                 rows.clear()
                 revision = self._write_checked(waiting, revision, now)
                 continue
             for write in waiting.writes:
                 revision += 1
-                rows.append((revision, write.key, now, now, write.expires, write.value))
+                rows += (revision, write.key, now, now, write.expires, write.value)
                 waiting.revisions.append(revision)
         tables.put(self._connection, rows)
         return revision
@@ -179,8 +177,8 @@ class Writer:
         for write in waiting.writes:
             if write.value is not None:
                 revision += 1
-                row = (revision, write.key, now, now, write.expires, write.value)
-                tables.put(self._connection, [row])
+                row = [revision, write.key, now, now, write.expires, write.value]
+                tables.put(self._connection, row)
                 waiting.revisions.append(revision)
             elif tables.found_at(self._connection, write.key, now):
                 revision += 1
@@ -248,6 +246,14 @@ class Writer:
     def _report(self, callback: Callable[..., None], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
             self._loop.call_soon_threadsafe(callback, *args)
+
+
+def _all_sets(writes: Sequence[Write]) -> bool:
+    """Whether all store a value, whatever was there."""
+    for write in writes:  # noqa: SIM110  # an `all` takes three times as long, for each set
+        if write.value is None or write.expect is not None:
+            return False
+    return True
 
 
 def _fulfil(future: asyncio.Future[Any], result: object) -> None:
