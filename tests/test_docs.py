@@ -1,0 +1,28 @@
+"""The examples in the documentation run as they stand, each page from its first to its last."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ["store.md", "evolving-a-model.md", "writing-a-provider.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_the_examples_of_a_page_run(page: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / page).read_text()
+    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert blocks
+    names: dict[str, object] = {"__name__": "example"}
+    for block in blocks:
+        # Blank lines before the code, so that a traceback tells the page's own line.
+        source = "\n" * text.count("\n", 0, block.start(1)) + block.group(1)
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        code = compile(source, page, "exec", flags=flags, dont_inherit=True)
+        result = eval(code, names)
+        if inspect.isawaitable(result):
+            await result
