@@ -68,8 +68,9 @@ class Encoding(Generic[M]):
         Raises:
             RecordInvalid: It does not fit the model, or a newer version of the model wrote it.
         """
-        value = record.value
-        data = value[HEADER_BYTES:] if value.startswith(self._header) else self._upgraded(record)
+        data = record.value.removeprefix(self._header)
+        if data is record.value:  # it begins with another header
+            data = self._upgraded(record)
         try:
             return self._from_json(data, by_alias=False, by_name=True)  # type: ignore[no-any-return]
         except ValidationError as error:
