@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints, overload
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
@@ -44,6 +44,14 @@ def operation(
     return mark if method is None else mark(method)
 
 
+class _Packed(msgspec.Struct):
+    args: list[Raw] | UnsetType | None = UNSET
+    kwargs: dict[str, Raw] | UnsetType | None = UNSET
+
+
+_read_packed = msgspec.json.Decoder(_Packed).decode
+
+
 class Operation:
     """One operation of a class of agents: how its arguments are read and its results written."""
 
@@ -56,6 +64,11 @@ class Operation:
             name: _reader(_parameter_type(parameter, hints))
             for name, parameter in self._signature.parameters.items()
         }
+        is_plain = all(
+            parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            for parameter in self._signature.parameters.values()
+        )
+        self._plain = list(self._readers) if is_plain else []
         self.result_type = _item_type(hints.get("return", Any), streaming=self.streaming)
 
     def start(self, agent: object, params: Raw) -> Awaitable[bytes] | AsyncGenerator[bytes, None]:
@@ -70,17 +83,22 @@ class Operation:
 
     def _read(self, params: Raw) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = unpack(params)
+        problems: list[dict[str, Any]] = []
+        if not kwargs and len(args) == len(self._plain):
+            read = [
+                self._read_one(name, None, value, problems)
+                for name, value in zip(self._plain, args, strict=True)
+            ]
+            _raise_if(problems, self.attribute)
+            return tuple(read), {}
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise InvalidArguments(f"{self.attribute}(): {error}.") from None
-        problems: list[dict[str, Any]] = []
         for name, value in bound.arguments.items():
             kind = self._signature.parameters[name].kind
             bound.arguments[name] = self._read_one(name, kind, value, problems)
-        if problems:
-            text = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in problems)
-            raise InvalidArguments(f"{self.attribute}(): {text}.", data=problems)
+        _raise_if(problems, self.attribute)
         return bound.args, bound.kwargs
 
     def _read_one(self, name: str, kind: Any, value: Any, problems: list[dict[str, Any]]) -> Any:
@@ -97,6 +115,12 @@ class Operation:
                 for problem in error.errors(include_url=False, include_context=False)
             )
             return None
+
+
+def _raise_if(problems: list[dict[str, Any]], name: str) -> None:
+    if problems:
+        text = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in problems)
+        raise InvalidArguments(f"{name}(): {text}.", data=problems)
 
 
 def operations_of(cls: type[Any]) -> dict[str, Operation]:
@@ -118,16 +142,14 @@ def unpack(params: Raw) -> tuple[list[Raw], dict[str, Raw]]:
         InvalidArguments: It is none of them.
     """
     try:
-        if bytes(params).lstrip()[:1] == b"[":
-            return msgspec.json.decode(params, type=list[Raw]), {}
-        named = msgspec.json.decode(params, type=dict[str, Raw])
-        if "args" not in named and "kwargs" not in named:
-            return [], named
-        args = msgspec.json.decode(named.get("args", b"[]"), type=list[Raw] | None)
-        kwargs = msgspec.json.decode(named.get("kwargs", b"{}"), type=dict[str, Raw] | None)
+        packed = _read_packed(params)
+        if packed.args is not UNSET or packed.kwargs is not UNSET:
+            return packed.args or [], packed.kwargs or {}
+        return [], msgspec.json.decode(params, type=dict[str, Raw])
     except (msgspec.MsgspecError, RecursionError) as error:
+        if bytes(params).lstrip().startswith(b"["):
+            return msgspec.json.decode(params, type=list[Raw]), {}
         raise InvalidArguments(f"The arguments cannot be read: {error}") from None
-    return args or [], kwargs or {}
 
 
 def pack(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

@@ -202,6 +202,7 @@ class Calls:
         corr_id = new_id()
         payload = encode(Request(method, Raw(params), corr_id))
         return Envelope(
+            id=corr_id,
             trace_id=corr_id,
             to=target.address,
             capabilities=list(target.capabilities) or None,

@@ -115,10 +115,13 @@ class Channel:
         waiting = (data, lambda: None if left.done() else left.set_result(None))
         self.post(flow_id, *waiting)
         try:
-            async with asyncio.timeout(timeout):
+            if timeout is None:  # the caller has a deadline of its own
                 await left
+            else:
+                async with asyncio.timeout(timeout):
+                    await left
         except TimeoutError:
-            raise StreamStalled(f"The reader took nothing for {timeout:.0f} seconds.") from None
+            raise StreamStalled(f"The reader took nothing for {timeout} seconds.") from None
         finally:
             if not left.done() or left.cancelled():
                 self._give_up(flow_id, waiting)

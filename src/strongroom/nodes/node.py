@@ -74,6 +74,7 @@ class Node:
         self._sid = ""
         self._inbox = f"__rpc__{new_id()}"
         self._handlers: dict[str, Handler] = {}
+        self._pools: list[Address] = []
         self._residents: list[Resident] = []
         self._flows: dict[str, str] = {}
         self._uplink: Uplink | None = None
@@ -181,6 +182,7 @@ class Node:
         self._handlers[str(parsed)] = handler
         if parsed.is_pool:
             self._handlers[str(parsed.member(self.id))] = handler
+            self._pools.append(parsed)
         await self._kept.bound(address, list(handler.capabilities))
         await self._announce(parsed, handler)
 
@@ -188,7 +190,9 @@ class Node:
         """No longer answer at `address`."""
         parsed = Address.parse(address)
         self._handlers.pop(str(parsed), None)
-        self._handlers.pop(str(parsed.member(self.id)) if parsed.is_pool else "", None)
+        if parsed in self._pools:
+            self._pools.remove(parsed)
+            self._handlers.pop(str(parsed.member(self.id)), None)
         await self._kept.unbound(address)
         if self._uplink is not None:
             await self._uplink.request(AddressUnbind(address=address), AddressUnbindAck)
@@ -207,10 +211,7 @@ class Node:
     async def _rebind(self) -> None:
         for address, handler in list(self._handlers.items()):
             parsed = Address.parse(address)
-            is_member = any(
-                in_pool(parsed, Address.parse(pool)) for pool in self._handlers if pool != address
-            )
-            if not is_member:
+            if parsed in self._pools or not any(in_pool(parsed, pool) for pool in self._pools):
                 await self._announce(parsed, handler)
 
     # --- sending ---
@@ -287,7 +288,7 @@ class Node:
         if envelope.to is None:
             return self._able(envelope.capabilities or ())
         handler = self._handlers.get(envelope.to)
-        if handler is None and any("*" in bound for bound in self._handlers):
+        if handler is None and self._pools:
             return self._in_pool(Address.parse(envelope.to))
         return handler
 
@@ -299,10 +300,7 @@ class Node:
         return next(able, None) if wanted else None
 
     def _in_pool(self, address: Address) -> Handler | None:
-        for bound, handler in self._handlers.items():
-            if in_pool(address, Address.parse(bound)):
-                return handler
-        return None
+        return next((self._handlers[str(p)] for p in self._pools if in_pool(address, p)), None)
 
     def _deliver(self, _channel: Channel, envelope: Envelope, _data: bytes, taken: Taken) -> None:
         frame = envelope.frame
