@@ -9,16 +9,15 @@ from typing import Any
 
 from strongroom.errors import SettingsError, UnknownProfile
 from strongroom.settings import StorageSettings
-from strongroom.storage.memory import MemoryProvider
 from strongroom.storage.records import Clock, StorageProvider, system_clock
-from strongroom.storage.sqlite import EncryptedSqliteProvider, SqliteProvider
 
 ENTRY_POINTS = "strongroom.storage"
 
-BUILT_IN: dict[str, type[StorageProvider]] = {
-    "memory": MemoryProvider,
-    "sqlite": SqliteProvider,
-    "encrypted-sqlite": EncryptedSqliteProvider,
+# By name, so that a node without files loads neither SQLite nor the cryptography behind it.
+BUILT_IN: dict[str, str] = {
+    "memory": "strongroom.storage.memory:MemoryProvider",
+    "sqlite": "strongroom.storage.sqlite:SqliteProvider",
+    "encrypted-sqlite": "strongroom.storage.sqlite:EncryptedSqliteProvider",
 }
 
 _log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def _find(profile: str) -> type[StorageProvider]:
             f"the entry points {ENTRY_POINTS!r}. Try: uninstall that package"
         )
     if profile in BUILT_IN:
-        return BUILT_IN[profile]
+        return _load(EntryPoint(profile, BUILT_IN[profile], ENTRY_POINTS))
     if profile in plugins:
         return _load(plugins[profile])
     if ":" in profile:
