@@ -158,6 +158,11 @@ class Keystore:
         return self._master is not None
 
     @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the master key that it is under."""
+        return self._master.fingerprint if self._master else "none"
+
+    @property
     def entries(self) -> dict[str, Entry]:
         """What is known of each namespace. Change it only in `change`."""
         return self._contents.entries

@@ -52,6 +52,26 @@ class MasterKey:
         """The header format of a keystore made with this key."""
         return PASSPHRASE if self._random is None else RANDOM_KEY
 
+    @property
+    def secret(self) -> bytes:
+        """What a recovery sheet holds: the random key's bytes, or the passphrase's."""
+        return self._random or self._passphrase.encode()
+
+    @property
+    def text(self) -> str:
+        """The key as FAME_STORAGE_MASTER_KEY takes it."""
+        return encode_key(self._random) if self._random else self._passphrase
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits by which a random key is told from others, and which tell nothing of it.
+
+        A passphrase has none: whoever saw it could try passphrases quickly.
+        """
+        if self._random is None:
+            return "(passphrase)"
+        return hmac.digest(self._random, b"strongroom/fingerprint/v1", "sha256")[:8].hex()
+
     def root(self, format: int, file_id: bytes) -> bytes | None:  # noqa: A002
         """The 32-byte root of the keystore whose header has this format and file id.
 
@@ -70,7 +90,12 @@ class MasterKey:
 
 def new_master_key() -> str:
     """A new random master key, as 43 characters of base64url."""
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip("=")
+    return encode_key(secrets.token_bytes(32))
+
+
+def encode_key(secret: bytes) -> str:
+    """A random key's 32 bytes as base64url, which is its usual form."""
+    return base64.urlsafe_b64encode(secret).decode().rstrip("=")
 
 
 def read_master_key(settings: StorageSettings) -> MasterKey:
@@ -145,6 +170,5 @@ def _decode(text: str) -> bytes | None:
         return bytes.fromhex(text)
     if re.fullmatch(r"[A-Za-z0-9_-]{43}", text):
         decoded = base64.urlsafe_b64decode(text + "=")
-        canonical = base64.urlsafe_b64encode(decoded).decode().rstrip("=")
-        return decoded if canonical == text else None
+        return decoded if encode_key(decoded) == text else None
     return None

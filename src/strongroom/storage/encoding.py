@@ -123,3 +123,19 @@ class Encoding(Generic[M]):
 
 def _header(version: int) -> bytes:
     return bytes((FORMAT,)) + version.to_bytes(2)
+
+
+def split(value: bytes) -> tuple[int, bytes] | None:
+    """The model's version and the JSON in a record's bytes; None if they are something else."""
+    if len(value) <= HEADER_BYTES or value[0] != FORMAT:
+        return None
+    try:
+        from_json(text := value[HEADER_BYTES:], allow_inf_nan=False)
+    except ValueError:
+        return None
+    return int.from_bytes(value[1:HEADER_BYTES]), text
+
+
+def join(version: int, text: bytes) -> bytes:
+    """The bytes of a record that holds this JSON, as a version of its model wrote it."""
+    return _header(version) + text

@@ -276,7 +276,7 @@ class SqliteStore(RecordStore):
             values=True,
             now=self._clock(),
         )
-        async with self.connection() as connection:
+        async with self._new_connection() as connection:
             connection.execute("BEGIN")
             after = None
             while True:
@@ -289,9 +289,13 @@ class SqliteStore(RecordStore):
                 if self.closed:
                     self._refuse_closed()
 
+    async def examine(self, task: Callable[[apsw.Connection], T]) -> T:
+        """Run a `task` that reads for long on a thread, on a connection that has cached nothing."""
+        async with self._new_connection() as connection:
+            return await self._uninterrupted(lambda: task(connection))
+
     @contextlib.asynccontextmanager
-    async def connection(self) -> AsyncIterator[apsw.Connection]:
-        """A connection for long reading of whoever asks, closed at the end of the block."""
+    async def _new_connection(self) -> AsyncIterator[apsw.Connection]:
         self._under_way += 1
         try:
             while True:

@@ -11,7 +11,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import msgspec
 
@@ -216,6 +216,7 @@ class StorageProvider(ABC):
     def __init__(self, settings: StorageSettings, clock: Clock = system_clock) -> None:
         self.settings = settings
         self.clock = clock
+        self.typed: dict[str, KeyValueStore[Any]] = {}
 
     async def start(self) -> None:  # noqa: B027  # most providers have nothing to do here
         """Make ready what needs to be awaited; called once, before anything else.
@@ -244,7 +245,10 @@ class StorageProvider(ABC):
         from strongroom.storage.typed import KeyValueStore  # noqa: PLC0415  # it builds on this
 
         check_namespace(namespace, await self.namespaces())
-        return KeyValueStore(await self.open(namespace), model_cls, namespace, self.clock, upgrade)
+        records = await self.open(namespace)
+        store = KeyValueStore(records, model_cls, namespace, self.clock, upgrade)
+        self.typed[namespace] = store  # so that an inspection knows the model
+        return store
 
     @abstractmethod
     async def open(self, namespace: str) -> RecordStore:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar
@@ -45,13 +46,15 @@ from strongroom.keys.audit import Line
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.keys.keystore import DroppedFile, Entry, Keystore, State
 from strongroom.keys.master import MasterKey, read_master_key
+from strongroom.settings import StorageSettings
 from strongroom.storage import rotation, tables
 from strongroom.storage.namespace import SqliteStore
-from strongroom.storage.records import StorageProvider, Write
+from strongroom.storage.records import Clock, Record, StorageProvider, Write, system_clock
 from strongroom.storage.rotation import Copy, Progress
 
 META = "__node_meta"
 AUDIT = "audit/"
+MARK = "mark/"
 PLAIN_SUFFIX = ".db"
 ENCRYPTED_SUFFIX = "_encrypted_value.db"
 TICK_SECONDS = 1.0
@@ -89,16 +92,14 @@ class SqliteProvider(StorageProvider):
     directory: Path
     keystore: Keystore
 
-    async def start(self) -> None:
-        if self.settings.directory is None:
-            raise SettingsError(
-                f"The profile {self.settings.profile} needs FAME_STORAGE_DB_DIRECTORY. "
-                "Try: FAME_STORAGE_DB_DIRECTORY=data"
-            )
-        self.directory = self.settings.directory.absolute()
-        self._stores: dict[str, SqliteStore] = {}
+    def __init__(self, settings: StorageSettings, clock: Clock = system_clock) -> None:
+        super().__init__(settings, clock)
         self._marks: dict[str, Mark] = {}
         self._known: Known | None = None
+
+    async def start(self) -> None:
+        self.directory = self._directory()
+        self._stores: dict[str, SqliteStore] = {}
         self._changing = asyncio.Lock()
         self._rotating = asyncio.Lock()
         self._closed = False
@@ -141,7 +142,7 @@ class SqliteProvider(StorageProvider):
                 await store.close()
             await self._blocking(self._drop, namespace)
             self._marks.pop(namespace, None)
-            await self._meta.apply([Write(f"mark/{namespace}", None)])
+            await self._meta.apply([Write(f"{MARK}{namespace}", None)])
         await self._remember_keystore()
 
     async def close(self) -> None:
@@ -262,7 +263,7 @@ class SqliteProvider(StorageProvider):
                 raise self._not_ours(namespace, self._file_id(path))
         for namespace, entry in entries.items():
             if entry.state is not State.NEW:
-                self._check_header(namespace)
+                self.unlock(namespace)
         remove_leftovers(self.directory)
 
     def _finish_drops(self) -> None:
@@ -275,7 +276,7 @@ class SqliteProvider(StorageProvider):
                 remove_with_journals(path)
                 sync_directory(self.directory)
 
-    def _check_header(self, namespace: str) -> FileKey | None:
+    def unlock(self, namespace: str) -> FileKey | None:
         """The key of a namespace's file, once its header shows that it is this file's.
 
         Must not be called while this process has the file open: closing the descriptor would drop
@@ -337,6 +338,28 @@ class SqliteProvider(StorageProvider):
         if self._closed:
             raise StoreClosed(f"The provider of {self.directory} was closed.", path=self.directory)
 
+    @contextlib.contextmanager
+    def unstarted(self) -> Iterator[None]:
+        """Own the directory and read its keystore for an inspection, which writes nothing."""
+        database.check_engine()
+        master = read_master_key(self.settings) if self.encrypts else None
+        self.directory = self._directory()
+        lock = DirectoryLock(self.directory)
+        try:
+            self._check_profile()
+            self.keystore = Keystore.open(self.path(KEYSTORE), master)
+            yield
+        finally:
+            lock.release()
+
+    def _directory(self) -> Path:
+        if self.settings.directory is None:
+            raise SettingsError(
+                f"The profile {self.settings.profile} needs FAME_STORAGE_DB_DIRECTORY. "
+                "Try: FAME_STORAGE_DB_DIRECTORY=data"
+            )
+        return self.settings.directory.absolute()
+
     def _require_keys(self) -> None:
         if not self.encrypts:
             raise NotSupported(
@@ -352,8 +375,8 @@ class SqliteProvider(StorageProvider):
         store = SqliteStore(
             self.path(namespace),
             namespace,
-            unlock=lambda: self._check_header(namespace),
-            verify=lambda head: self._verify(namespace, head),
+            unlock=lambda: self.unlock(namespace),
+            verify=lambda head: self.verify(namespace, head),
             clock=self.clock,
             threads=self._threads,
         )
@@ -432,14 +455,23 @@ class SqliteProvider(StorageProvider):
         if entry is None or entry.state is State.NEW:
             return
         meta = await self.open(META)
-        [known] = await meta.read(["keystore"])
-        if known is not None:
-            self._known = msgspec.json.decode(known.value, type=Known)
-            self._check_generation(self._known)
-        marks = await meta.scan("mark/", limit=None, max_bytes=None)
-        for record in marks.records:
-            mark = msgspec.json.decode(record.value, type=Mark)
-            self._marks[record.key.removeprefix("mark/")] = mark
+        known = await meta.read(["keystore"])
+        marks = await meta.scan(MARK, limit=None, max_bytes=None)
+        self.recall([record for record in known if record] + marks.records)
+
+    def recall(self, records: Iterable[Record]) -> None:
+        """Take in what `__node_meta` remembers.
+
+        Raises:
+            KeystoreOlder: It remembers a newer keystore.
+        """
+        for record in records:
+            if record.key == "keystore":
+                self._known = msgspec.json.decode(record.value, type=Known)
+                self._check_generation(self._known)
+            elif record.key.startswith(MARK):
+                mark = msgspec.json.decode(record.value, type=Mark)
+                self._marks[record.key.removeprefix(MARK)] = mark
 
     def _check_generation(self, known: Known) -> None:
         if self.keystore.generation >= known.generation:
@@ -454,7 +486,7 @@ class SqliteProvider(StorageProvider):
             path=path,
         )
 
-    def _verify(self, namespace: str, head: tables.Head) -> bool:
+    def verify(self, namespace: str, head: tables.Head) -> bool:
         """Raise where a file is not the newest copy; returns whether all in it is marked."""
         path, entry = self.path(namespace), self.keystore.entries[namespace]
         if not self.encrypts and head.file_id != entry.key.file_id:
@@ -502,7 +534,7 @@ class SqliteProvider(StorageProvider):
             known = self._marks.get(store.namespace, Mark()).stamp
             mark = Mark(await store.mark(stamp, known), stamp)
             self._marks[store.namespace] = mark
-            writes.append(Write(f"mark/{store.namespace}", msgspec.json.encode(mark)))
+            writes.append(Write(f"{MARK}{store.namespace}", msgspec.json.encode(mark)))
         if writes:
             await self._meta.apply(writes)
 

@@ -312,6 +312,10 @@ class KeyValueStore(Generic[M]):
                 yield Change(change.key, value, change.revision)
             after = page.cursor
 
+    def check(self, record: Record) -> None:
+        """Raise RecordInvalid unless `record` fits the model."""
+        self._encoding.decode(record)
+
     # --- within -------------------------------------------------------------------------------
 
     async def _swap(self, key: str, change: Callable[[Record | None], bytes]) -> int:

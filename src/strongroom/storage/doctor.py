@@ -1,0 +1,332 @@
+"""Is my data safe? Looks at everything that a directory holds, and changes nothing.
+
+On a running node it reads beside the node's own work; on a directory at rest it reads a private
+copy of each file, since opening a database may already change what stands beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import apsw
+import msgspec
+
+from strongroom.disk import database
+from strongroom.disk.directory import NETWORK_FILESYSTEMS, filesystem
+from strongroom.errors import RecordInvalid, StorageError, StoreUnavailable
+from strongroom.keys.audit import Line
+from strongroom.keys.keystore import State
+from strongroom.storage import tables
+from strongroom.storage.encoding import split
+from strongroom.storage.records import PAGE_BYTES, PAGE_RECORDS, Record
+from strongroom.storage.sqlite import AUDIT, MARK, META, SqliteProvider
+
+NAMED_RECORDS = 5
+STEPS = 100_000  # of SQLite's machine between two looks at how far it is
+_OK, _NOTE, _PROBLEM = "ok", "note", "problem"
+
+Tell = Callable[[str, int, int], None]
+"""Called with what is being done, and how many bytes of it are done, of how many."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at. `level` is ok, note or problem; a problem has a remedy."""
+
+    level: str
+    what: str
+    namespace: str | None = None
+    remedy: str | None = None
+
+
+async def examine_running(provider: SqliteProvider, tell: Tell) -> list[Finding]:
+    """Look at the directory of a running node."""
+    findings = list(_surroundings(provider))
+    progress = _Bytes(provider, tell)
+    for namespace in await provider.namespaces():
+        reading = _Reading(provider, namespace, progress)
+        try:
+            store = await provider.open(namespace)
+            findings += await store.examine(reading.findings)
+        except StorageError as error:
+            findings.append(problem(error, namespace))
+        progress.end(namespace)
+    return findings
+
+
+def examine_at_rest(provider: SqliteProvider, tell: Tell) -> list[Finding]:
+    """Look at the directory of a provider that was not started."""
+    with provider.unstarted():
+        findings = [*_surroundings(provider), *_strangers(provider)]
+        progress = _Bytes(provider, tell)
+        namespaces = sorted(provider.keystore.entries, key=lambda name: (name != META, name))
+        for namespace in namespaces:  # META first: it tells how far the others have come
+            findings += _examine_copy(provider, namespace, progress)
+            progress.end(namespace)
+        return findings
+
+
+def problem(error: StorageError, namespace: str | None = None) -> Finding:
+    """What an error means to whoever asked the doctor."""
+    what, _, remedy = str(error).partition(" Try: ")
+    return Finding(_PROBLEM, what, namespace, remedy or None)
+
+
+# --- the directory ----------------------------------------------------------------------------
+
+
+def _surroundings(provider: SqliteProvider) -> Iterator[Finding]:
+    directory, keystore = provider.directory, provider.keystore
+    if keystore.encrypted:
+        yield Finding(_OK, f"The keystore opens with the master key {keystore.fingerprint}.")
+    else:
+        yield Finding(
+            _NOTE,
+            f"The profile {provider.settings.profile} keeps everything in clear.",
+            remedy="FAME_STORAGE_PROFILE=encrypted-sqlite, with another directory",
+        )
+    yield from _modes(directory)
+    kind = filesystem(directory)
+    if kind in NETWORK_FILESYSTEMS:
+        yield Finding(
+            _PROBLEM,
+            f"{directory} is on a network filesystem ({kind}), where locks cannot be relied on.",
+            remedy="a directory on a local disk",
+        )
+    else:
+        yield Finding(_OK, f"The filesystem ({kind or 'local'}) is fit for write-ahead logging.")
+    yield _free_space(provider)
+    rotating = [name for name, e in keystore.entries.items() if e.state is State.ROTATING]
+    if rotating:
+        yield Finding(
+            _NOTE,
+            f"A rotation of data keys was cut short: {', '.join(sorted(rotating))} are left.",
+            remedy="strongroom key rotate --data",
+        )
+    if keystore.retired:
+        yield Finding(
+            _NOTE,
+            f"{len(keystore.retired)} data keys are retired: no store is under them, backups from "
+            "before their rotation may be.",
+        )
+
+
+def _modes(directory: Path) -> Iterator[Finding]:
+    open_to_others = [
+        path for path in (directory, *sorted(directory.iterdir())) if path.stat().st_mode & 0o077
+    ]
+    for path in open_to_others:
+        yield Finding(
+            _PROBLEM,
+            f"{path} may be used by others than its owner (mode {path.stat().st_mode & 0o777:o}).",
+            remedy=f"chmod {'700' if path.is_dir() else '600'} {path}",
+        )
+    if not open_to_others:
+        yield Finding(_OK, "The directory and its files are for their owner alone.")
+
+
+def _free_space(provider: SqliteProvider) -> Finding:
+    free = shutil.disk_usage(provider.directory).free
+    largest = max((_size(provider.path(n)) for n in provider.keystore.entries), default=0)
+    if free < 2 * largest:
+        return Finding(
+            _PROBLEM,
+            f"{free:,} bytes are free, and the largest store has {largest:,}: a rotation of its "
+            "key needs as many, and a log may grow.",
+            remedy="free some space",
+        )
+    return Finding(_OK, f"{free:,} bytes are free; the largest store has {largest:,}.")
+
+
+def _strangers(provider: SqliteProvider) -> Iterator[Finding]:
+    own = {provider.path(name) for name in (*provider.keystore.entries, "__keystore")}
+    for path in sorted(provider.directory.glob(f"*{provider.suffix}")):
+        if path not in own:
+            yield Finding(
+                _PROBLEM,
+                f"{path} is not a file of this node, or its keystore is an older one.",
+                remedy="move the file away, or put the newest keystore back",
+            )
+
+
+def _size(path: Path) -> int:
+    log = path.with_name(path.name + "-wal")
+    return sum(p.stat().st_size for p in (path, log) if p.exists())
+
+
+# --- one store --------------------------------------------------------------------------------
+
+
+class _Bytes:
+    """How many bytes of all stores were read."""
+
+    def __init__(self, provider: SqliteProvider, tell: Tell) -> None:
+        self._tell = tell
+        self._sizes = {n: _size(provider.path(n)) for n in provider.keystore.entries}
+        self._total = sum(self._sizes.values())
+        self._ended = 0
+
+    def within(self, namespace: str, part: float) -> None:
+        """Some part of a store is read."""
+        done = self._ended + int(min(part, 1) * self._sizes.get(namespace, 0))
+        self._tell(namespace, done, self._total)
+
+    def end(self, namespace: str) -> None:
+        """A store is read."""
+        self._ended += self._sizes.get(namespace, 0)
+        self._tell(namespace, self._ended, self._total)
+
+
+class _Reading:
+    """Reads all of one store: every page is authenticated, every record parsed."""
+
+    def __init__(self, provider: SqliteProvider, namespace: str, progress: _Bytes) -> None:
+        self._provider = provider
+        self._namespace = namespace
+        self._progress = progress
+        self._invalid: list[str] = []
+        self._unknown = 0
+        self._audit: list[Line] = []
+
+    def findings(self, connection: apsw.Connection) -> list[Finding]:
+        """What is to be said of the store.
+
+        Raises:
+            StoreDamaged: A page holds bytes that were never valid.
+        """
+        pages = self._check_pages(connection)
+        count = self._check_records(connection)
+        key = self._provider.keystore.entries[self._namespace].key.id
+        found = [
+            Finding(
+                _PROBLEM,
+                f"The structure of the file is wrong: {said}",
+                self._namespace,
+                "put the file back from a backup",
+            )
+            for said in pages
+        ]
+        found += [
+            Finding(
+                _PROBLEM,
+                what,
+                self._namespace,
+                f"the program's upgrade= functions, or strongroom store put {self._namespace}",
+            )
+            for what in self._invalid[:NAMED_RECORDS]
+        ]
+        if self._unknown:
+            what = f"{self._unknown} records are in no format known here; they were not parsed."
+            found.append(Finding(_NOTE, what, self._namespace))
+        if self._namespace == META:
+            found.append(self._check_audit())
+        if not any(finding.level == _PROBLEM for finding in found):
+            size = int(connection.execute("PRAGMA page_count").get)
+            what = f"{count} records in {size} pages are sound (key {key})."
+            found.insert(0, Finding(_OK, what, self._namespace))
+        return found
+
+    def _check_pages(self, connection: apsw.Connection) -> list[str]:
+        total = int(connection.execute("PRAGMA page_count").get)
+
+        def look() -> bool:
+            read, _ = connection.status(apsw.SQLITE_DBSTATUS_CACHE_MISS)
+            self._progress.within(self._namespace, read / (2 * max(total, 1)))
+            return False
+
+        connection.set_progress_handler(look, STEPS)
+        said = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
+        connection.set_progress_handler(None)
+        return [] if said == ["ok"] else said
+
+    def _check_records(self, connection: apsw.Connection) -> int:
+        now = self._provider.clock()
+        total = tables.count(connection, "", now)
+        count, after, more = 0, None, True
+        while more:
+            page = tables.scan(
+                connection,
+                "",
+                after=after,
+                limit=PAGE_RECORDS,
+                max_bytes=PAGE_BYTES,
+                reverse=False,
+                values=True,
+                now=now,
+            )
+            for record in page.records:
+                self._check_record(record)
+            count += len(page.records)
+            self._progress.within(self._namespace, 0.5 + count / (2 * max(total, 1)))
+            more, after = page.more, page.records[-1].key if page.records else None
+        return count
+
+    def _check_record(self, record: Record) -> None:
+        if self._namespace == META:
+            if record.key.startswith(AUDIT):
+                self._audit.append(msgspec.json.decode(record.value, type=Line))
+        elif store := self._provider.typed.get(self._namespace):
+            try:
+                store.check(record)
+            except RecordInvalid as error:
+                self._invalid.append(str(error))
+        elif split(record.value) is None:
+            self._unknown += 1
+
+    def _check_audit(self) -> Finding:
+        try:
+            count = self._provider.keystore.trail.verify(self._audit)
+        except StorageError as error:
+            return problem(error)
+        return Finding(_OK, f"The {count} lines of the audit log are complete and unchanged.")
+
+
+def _remembered(connection: apsw.Connection, now: int) -> list[Record]:
+    known = tables.read_long(connection, "keystore", now)
+    marks = tables.scan(
+        connection,
+        MARK,
+        after=None,
+        limit=None,
+        max_bytes=None,
+        reverse=False,
+        values=True,
+        now=now,
+    )
+    return [*([known] if known else []), *marks.records]
+
+
+def _examine_copy(provider: SqliteProvider, namespace: str, progress: _Bytes) -> list[Finding]:
+    """Look at a private copy of a store's file and log."""
+    path = provider.path(namespace)
+    if provider.keystore.entries[namespace].state is State.NEW:
+        return [Finding(_NOTE, "Its creation was cut short; it is made again.", namespace)]
+    copies = Path(tempfile.mkdtemp(prefix="strongroom-doctor-"))  # mode 0700
+    try:
+        key = provider.unlock(namespace)
+        for part in (path, path.with_name(path.name + "-wal")):
+            if part.exists():
+                shutil.copyfile(part, copies / part.name)
+        with contextlib.closing(database.open_existing(copies / path.name, key)) as connection:
+            head = tables.head(connection)
+            if namespace == META:
+                provider.recall(_remembered(connection, provider.clock()))
+            provider.verify(namespace, head)
+            return _Reading(provider, namespace, progress).findings(connection)
+    except apsw.Error as error:
+        return [problem(database.explain(error, path, namespace), namespace)]
+    except OSError as error:
+        no_room = StoreUnavailable(
+            f"{path} cannot be copied to {copies}: {error.strerror}. "
+            "Try: TMPDIR=a directory with room"
+        )
+        return [problem(no_room, namespace)]
+    except StorageError as error:
+        found = problem(error, namespace)
+        told = found.what.replace(str(copies), str(provider.directory))
+        return [msgspec.structs.replace(found, what=told)]
+    finally:
+        shutil.rmtree(copies, ignore_errors=True)
