@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, Self
@@ -33,6 +34,7 @@ from strongroom.fabric.link import Loopback
 from strongroom.fabric.routes import NO_ROUTE, in_pool
 from strongroom.fabric.rpc import Handler
 from strongroom.fabric.serving import Served
+from strongroom.nodes.admin import admin_socket
 from strongroom.nodes.housekeeping import Housekeeping
 from strongroom.nodes.uplink import Uplink
 from strongroom.settings import Settings
@@ -108,6 +110,7 @@ class Node:
             await self._join(opening)
             opening.push_async_callback(self._end_residents)
             opening.push_async_callback(self._served.stop)
+            await opening.enter_async_context(admin_socket(self.storage, self.describe))
             self._open = opening.pop_all()
 
     async def _join(self, opening: AsyncExitStack) -> None:
@@ -142,6 +145,18 @@ class Node:
                 await resident.end()
             except Exception:
                 log.exception("%s did not end as it should", type(resident).__name__)
+
+    def describe(self) -> dict[str, Any]:
+        """What an operator sees of the node."""
+        return {
+            "id": self.id,
+            "path": self.path,
+            "process": os.getpid(),
+            "profile": self.settings.storage.profile,
+            "sentinel": self.settings.admission_url,
+            "attached": self._uplink is not None and self._uplink.channel is not None,
+            "bindings": sorted(self._handlers),
+        }
 
     def _joined(self, place: Membership) -> None:
         self._move(place.path)

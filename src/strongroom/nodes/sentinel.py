@@ -161,6 +161,14 @@ class Sentinel(Fabric):
         opening.push_async_callback(self._close, server)
         log.info("%s listens on %s port %d", self.path, host, self.port)
 
+    def describe(self) -> dict[str, Any]:
+        """What an operator sees of the sentinel: its routes too."""
+        nodes = [
+            {"id": child.system_id, "attached": child.attached, "addresses": child.addresses}
+            for child in self._routes.children.values()
+        ]
+        return {**super().describe(), "port": self.port, "nodes": nodes}
+
     async def _close(self, server: asyncio.Server) -> None:
         server.close()
         links = [child.link for child in self._links]
