@@ -114,11 +114,14 @@ class SqliteStore(RecordStore):
         if self._reader is None or self._born != _forks:
             await self.open()
         self.used = True
-        now = self._clock()
-        found = [self._cache.get(key, now) or self._read_inline(key, now) for key in keys]
-        for index, record in enumerate(found):
-            if record is _LONG:
-                found[index] = await self._in_thread(tables.read_long, keys[index], now)
+        found = []
+        for key in keys:
+            record = self._cache.get(key)
+            if record is None or (record.expires is not None and record.expires <= self._clock()):
+                record = self._read_inline(key)
+                if record is _LONG:
+                    record = await self._in_thread(tables.read_long, key, self._clock())
+            found.append(record)
         return found
 
     async def scan(
@@ -399,11 +402,12 @@ class SqliteStore(RecordStore):
 
     # --- reading ------------------------------------------------------------------------------
 
-    def _read_inline(self, key: str, now: int) -> Record | None:
+    def _read_inline(self, key: str) -> Record | None:
         """One record from the event loop's own connection; `_LONG` where a thread must read it."""
-        assert self._reader is not None
+        if self._reader is None:  # closed while an earlier key was read
+            return _LONG
         try:
-            found = tables.read(self._reader, key, now)
+            found = tables.read(self._reader, key, self._clock())
         except apsw.BusyError:
             return _LONG
         except apsw.Error as error:
@@ -485,12 +489,10 @@ class SqliteStore(RecordStore):
 
     def _remember(self, waiting: Waiting, now: int) -> None:
         for write, revision in zip(waiting.writes, waiting.revisions, strict=True):
-            if write.value is None:
-                self._cache.drop(write.key)
-            else:
-                self._cache.update(write, revision, now)
-                if write.expires is not None and (self._due is None or write.expires < self._due):
-                    self._due = write.expires
+            if write.key in self._cache:
+                self._cache.commit(write, revision, now)
+            if write.expires is not None and (self._due is None or write.expires < self._due):
+                self._due = write.expires
 
     async def _wait(self, changed: asyncio.Event) -> None:
         """Wait for a change, looking at the clock each second where records expire."""
@@ -532,12 +534,14 @@ class RecordCache:
         self._size = 0
         self._records: OrderedDict[str, Record] = OrderedDict()
 
-    def get(self, key: str, now: int) -> Record | None:
-        """The record, unless it is not here or has expired."""
+    def __contains__(self, key: str) -> bool:
+        return key in self._records
+
+    def get(self, key: str) -> Record | None:
+        """The record, which may have expired; None if it is not here."""
         record = self._records.get(key)
-        if record is None or (record.expires is not None and record.expires <= now):
-            return None
-        self._records.move_to_end(key)
+        if record is not None:
+            self._records.move_to_end(key)
         return record
 
     def put(self, record: Record) -> None:
@@ -549,14 +553,17 @@ class RecordCache:
             _, oldest = self._records.popitem(last=False)
             self._size -= len(oldest.value) + RECORD_OVERHEAD
 
-    def update(self, write: Write, revision: int, now: int) -> None:
+    def commit(self, write: Write, revision: int, now: int) -> None:
         """Change a record that is here to what a commit has made of it."""
-        old = self._records.get(write.key)
-        if old is None or write.value is None or old.revision >= revision:
-            return  # what is newer was read after the commit
-        expired = old.expires is not None and old.expires <= now
-        created = now if expired else old.created
-        self.put(Record(write.key, write.value, revision, created, now, write.expires))
+        old = self._records[write.key]
+        if old.revision >= revision > 0:
+            return  # it was read after the commit
+        if write.value is None:
+            self.drop(write.key)
+        else:
+            expired = old.expires is not None and old.expires <= now
+            created = now if expired else old.created
+            self.put(Record(write.key, write.value, revision, created, now, write.expires))
 
     def drop(self, key: str) -> None:
         """Forget a record."""

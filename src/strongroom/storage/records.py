@@ -299,6 +299,8 @@ def check_namespace(name: str, others: Iterable[str] = ()) -> None:
 
 def check_key(key: str) -> None:
     """Raise InvalidKey unless `key` is a string of 1 to 1024 UTF-8 bytes without NUL."""
+    if type(key) is str and key.isascii() and 0 < len(key) <= MAX_KEY_BYTES and "\0" not in key:
+        return  # nearly every key
     if not isinstance(key, str):
         raise InvalidKey(f"A key is a string, and {key!r} is of type {type(key).__name__}.")
     if not key:

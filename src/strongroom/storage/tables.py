@@ -1,8 +1,8 @@
 """The tables in a store's file, and the statements over them.
 
-`record` is in the order of revisions (its rowid), so that a watcher reads it forwards and a write
-appends; the unique index on `key` gives the order of keys. A deletion leaves a row in `tombstone`
-for those that watch. `head` tells whose file it is, and how far it has come.
+`record` has an index on its keys, for reads and scans, and one on its revisions, for those that
+watch. A deletion leaves a row in `tombstone` for these. `head` tells whose file it is, and how far
+it has come.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from strongroom.storage.records import (
 VERSION = 1
 INLINE_BYTES = 64 * 1024
 COLUMNS = 6
-ROWS_PER_INSERT = (256, 16, 1)
+ROWS_PER_INSERT = (512, 64, 8, 1)
 
 _SCHEMA = """
 CREATE TABLE record (
-    revision INTEGER PRIMARY KEY,
     key TEXT NOT NULL UNIQUE,
+    revision INTEGER NOT NULL UNIQUE,
     created INTEGER NOT NULL,
     updated INTEGER NOT NULL,
     expires INTEGER,
