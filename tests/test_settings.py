@@ -19,7 +19,13 @@ def test_an_empty_variable_counts_as_unset() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "text"), [("FAME_LISTENER_PORT", "http"), ("FAME_SHOW_ENVELOPES", "perhaps")]
+    ("variable", "text"),
+    [
+        ("FAME_LISTENER_PORT", "http"),
+        ("FAME_SHOW_ENVELOPES", "perhaps"),
+        ("FAME_LOG_LEVEL", "loud"),
+        ("FAME_DELIVERY_PROFILE", "sometimes"),
+    ],
 )
 def test_a_value_that_cannot_be_understood_names_its_variable(variable: str, text: str) -> None:
     with pytest.raises(SettingsError, match=variable):

@@ -18,8 +18,11 @@ ATTACH_PATH = "/fame/v1/attach/ws/downstream"
 DEFAULT_PORT = 8000
 
 
-def _variable(name: str, default: Any = None, *, secret: bool = False) -> Any:
-    return field(default=default, repr=not secret, metadata={"variable": name, "secret": secret})
+def _variable(
+    name: str, default: Any = None, *, secret: bool = False, choices: tuple[str, ...] = ()
+) -> Any:
+    metadata = {"variable": name, "secret": secret, "choices": choices}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +61,13 @@ class Settings:
     admission_token: str | None = _variable("FAME_ADMISSION_TOKEN", secret=True)
     max_initial_attempts: int = _variable("FAME_SESSION_MAX_INITIAL_ATTEMPTS", 1)
     security_profile: str | None = _variable("FAME_SECURITY_PROFILE")
-    delivery_profile: str = _variable("FAME_DELIVERY_PROFILE", "at-most-once")
+    delivery_profile: str = _variable(
+        "FAME_DELIVERY_PROFILE", "at-most-once", choices=("at-most-once", "at-least-once")
+    )
     show_envelopes: bool = _variable("FAME_SHOW_ENVELOPES", False)
-    log_level: str = _variable("FAME_LOG_LEVEL", "info")
+    log_level: str = _variable(
+        "FAME_LOG_LEVEL", "info", choices=("debug", "info", "warning", "error", "critical")
+    )
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -97,6 +104,9 @@ def _read(cls: type[Any], name: str, environ: Mapping[str, str]) -> Any:
     text = environ.get(variable, "")
     if text == "":  # an empty variable is an unset one, as in a shell's ${NAME:-default}
         return spec.default
+    choices = spec.metadata["choices"]
+    if choices and text.lower() not in choices:
+        raise SettingsError(f"{variable} is {text!r}. Try: {', '.join(choices)}")
     kind = spec.type
     if kind.startswith("bool"):
         return _flag(variable, text)
