@@ -49,7 +49,14 @@ from strongroom.keys.master import MasterKey, read_master_key
 from strongroom.settings import StorageSettings
 from strongroom.storage import rotation, tables
 from strongroom.storage.namespace import SqliteStore
-from strongroom.storage.records import Clock, Record, StorageProvider, Write, system_clock
+from strongroom.storage.records import (
+    Clock,
+    Record,
+    StorageProvider,
+    Write,
+    check_namespace,
+    system_clock,
+)
 from strongroom.storage.rotation import Copy, Progress
 
 META = "__node_meta"
@@ -262,7 +269,7 @@ class SqliteProvider(StorageProvider):
             if namespace not in entries:
                 raise self._not_ours(namespace, self._file_id(path))
         for namespace, entry in entries.items():
-            if entry.state is not State.NEW:
+            if entry.state is not State.NEW and namespace not in self._stores:
                 self.unlock(namespace)
         remove_leftovers(self.directory)
 
@@ -368,6 +375,8 @@ class SqliteProvider(StorageProvider):
 
     async def _open(self, namespace: str) -> SqliteStore:
         entry = self.keystore.entries.get(namespace)
+        if entry is None:
+            check_namespace(namespace, self.keystore.entries)
         if entry is None or entry.state is State.NEW:
             await self._blocking(self._create, namespace)
             if namespace != META:

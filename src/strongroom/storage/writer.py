@@ -141,7 +141,13 @@ class Writer:
         self._report(self._settle, batch, now)
 
     def _begin(self) -> None:
-        if self.broken or not self.in_place():
+        if self.broken:
+            raise StoreUnavailable(
+                f"{self._path} could not be written just before. Nothing of this was stored. Try: "
+                "again, when the cause is gone.",
+                path=self._path,
+            )
+        if not self.in_place():
             raise StoreUnavailable(
                 f"{self._path} is not the file any more that this node has opened: it was removed "
                 "or replaced. Nothing was stored. Try: put it back, or restart the node.",
