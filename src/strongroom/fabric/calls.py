@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container
 
 import msgspec
 from msgspec import Raw, Struct
@@ -246,10 +246,11 @@ class Calls:
         if waiting is not None and nack.ref_id == waiting.request_id:
             waiting.fail(nack_error(nack))
 
-    def interrupt(self, reason: str) -> None:
-        """Fail all calls under way."""
+    def interrupt(self, reason: str, *, spare: Container[str | None]) -> None:
+        """Fail all calls under way but those to addresses in `spare`."""
         for waiting in self._waiting.values():
-            waiting.fail(CallInterrupted(f"The call was cut off and may have run: {reason}."))
+            if waiting.to not in spare:
+                waiting.fail(CallInterrupted(f"The call was cut off and may have run: {reason}."))
 
 
 def _timed_out(target: Target, method: str, timeout: float) -> CallTimeout:

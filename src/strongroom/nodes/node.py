@@ -167,7 +167,8 @@ class Node:
 
     def _lost(self, reason: str) -> None:
         log.warning("the link to the sentinel is lost: %s", reason)
-        self.calls.interrupt(f"the link to the sentinel was lost ({reason})")
+        reason = f"the link to the sentinel was lost ({reason})"
+        self.calls.interrupt(reason, spare=self._handlers)
 
     def _reply_to(self) -> str:
         return f"{self._inbox}@{self.path}"
