@@ -2,6 +2,7 @@
 
     python benchmarks/fabric.py                     # all peers, as ratios
     python benchmarks/fabric.py stream 1000000      # memory of each process along a long stream
+    python benchmarks/fabric.py cycles 1000         # what is left of clients and agents that went
 
 Peers: a bare relay on `websockets`, a bare relay on `picows`, and Naylence, when
 STRONGROOM_NAYLENCE_PYTHON (or .venv/naylence) has it. A bare relay reads nothing of a message: it
@@ -338,6 +339,10 @@ def nodes(peer: str, python: str) -> Iterator[tuple[int, list[subprocess.Popen[A
                 process.kill()
 
 
+def start(role: str, port: int) -> subprocess.Popen[Any]:
+    return subprocess.Popen([sys.executable, HERE, role, str(port)])
+
+
 def wait_for_port(port: int) -> None:
     for _ in range(200):
         with socket.socket() as probe:
@@ -417,6 +422,40 @@ async def long_stream(port: int, number: int, started: list[subprocess.Popen[Any
                 print(f"{count:10}{hub:13.1f}{agent:10.1f}{own:11.1f}{rate:10.0f}", flush=True)
 
 
+async def cycles(port: int, number: int, started: list[subprocess.Popen[Any]]) -> None:
+    """Clients come, call, leave a stream and go; every 50 cycles the agent is killed."""
+    from strongroom import Agent, Fabric, Settings
+    from strongroom.errors import FabricError
+
+    hub = started[0].pid
+    print(f"{'cycles':>8}{'sentinel MB':>13}{'fds':>5}{'client MB':>11}{'fds':>5}")
+    for cycle in range(1, number + 1):
+        async with Fabric(Settings(admission_url=attach_url(port))):
+            remote = Agent.remote_by_address(ADDRESS)
+            while True:
+                try:
+                    await remote.echo(PAYLOAD)
+                    break
+                except FabricError:
+                    await asyncio.sleep(0.02)
+            async for item in remote.count(1000):
+                if item == 50:
+                    break
+        if cycle % 50 == 0:
+            started[1].kill()
+            started[1].wait()
+            started[1] = start("strongroom_agent", port)
+        if cycle % (number // 10) == 0:
+            own = os.getpid()
+            line = f"{cycle:8}{rss(hub):13.1f}{fds(hub):5}{rss(own):11.1f}{fds(own):5}"
+            print(line, flush=True)
+
+
+def fds(pid: int) -> int:
+    """Descriptors in use."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def run(main: Any) -> None:
     if not sys.argv[1].startswith("naylence"):
         try:
@@ -435,5 +474,8 @@ if __name__ == "__main__":
     elif sys.argv[1] == "stream":
         with nodes("strongroom", sys.executable) as (port, started):
             run(long_stream(port, int(sys.argv[2]), started))
+    elif sys.argv[1] == "cycles":
+        with nodes("strongroom", sys.executable) as (port, started):
+            run(cycles(port, int(sys.argv[2]), started))
     else:
         run(globals()[sys.argv[1]](int(sys.argv[2])))

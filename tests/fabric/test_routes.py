@@ -62,7 +62,9 @@ def test_capabilities_must_all_be_there(routes: Routes) -> None:
 
 def test_a_child_that_is_away_is_not_an_unknown_address(routes: Routes) -> None:
     routes.bind("a", "x@fame.fabric")
-    routes.child("a").attached = False
+    routes.left("a")
+    routes.left("b")
+    assert list(routes.children) == ["a"]
     with pytest.raises(NoRoute) as caught:
         routes.find("x@fame.fabric", None, "1")
     assert caught.value.code == "CHILD_UNREACHABLE"

@@ -109,8 +109,7 @@ class Link(picows.WSListener):
         self._reason = self._reason or reason
         self._send_batch()
         transport.send_close(WSCloseCode(code), reason.encode()[:120])
-        transport.disconnect()
-        self._loop.call_later(CLOSING, transport.disconnect, False)
+        self._disconnect(transport)
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         """(picows) The upgrade is done."""
@@ -158,8 +157,13 @@ class Link(picows.WSListener):
     def _acknowledge_close(self, transport: WSTransport, frame: WSFrame) -> None:
         if not transport.is_close_frame_sent:
             transport.send_close(frame.get_close_code())
+        self._disconnect(transport)
+
+    def _disconnect(self, transport: WSTransport) -> None:
         transport.disconnect()
-        self._loop.call_later(CLOSING, transport.disconnect, False)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(CLOSING, transport.disconnect, False)
 
     def _check_silence(self) -> None:
         left = self._heard + SILENCE - self._loop.time()

@@ -73,6 +73,13 @@ class Routes:
         known = self.child(system_id).addresses.get(address, [])
         known[:] = [name for name in known if name not in capabilities]
 
+    def left(self, system_id: str) -> None:
+        """A child's link is gone. It keeps its names; without any there is nothing to keep."""
+        child = self.child(system_id)
+        child.attached = False
+        if not child.addresses:
+            del self.children[system_id]
+
     def forget(self, system_id: str) -> None:
         """Drop a child with all its names."""
         for address in list(self.child(system_id).addresses):

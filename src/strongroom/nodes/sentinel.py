@@ -283,7 +283,7 @@ class Sentinel(Fabric):
             return
         if self._children.get(child.system_id) is child:
             del self._children[child.system_id]
-            self._routes.child(child.system_id).attached = False
+            self._routes.left(child.system_id)
             log.info("%s is gone: %s", child.system_id, reason)
         for corr_id, call in child.under_way.items():
             text = f"The node that ran the call is gone, and it may have run: {reason}."
