@@ -110,12 +110,19 @@ class Calls:
     """The calls that this node has made and that are not yet answered."""
 
     def __init__(
-        self, send: Send, post: Post, reply_to: Callable[[], str], may_retry: Callable[[], bool]
+        self,
+        send: Send,
+        post: Post,
+        reply_to: Callable[[], str],
+        *,
+        may_retry: Callable[[], bool],
+        settled: Callable[[str], None],
     ) -> None:
         self._send = send
         self._post = post
         self._reply_to = reply_to
         self._may_retry = may_retry
+        self._settled = settled
         self._waiting: dict[str, _Waiting] = {}
 
     def __len__(self) -> int:
@@ -151,6 +158,7 @@ class Calls:
             response = await answer
         finally:
             del self._waiting[corr_id]
+            self._settled(request.id)
         return response.value()
 
     async def stream(
@@ -246,10 +254,11 @@ class Calls:
         if waiting is not None and nack.ref_id == waiting.request_id:
             waiting.fail(nack_error(nack))
 
-    def interrupt(self, reason: str, *, spare: Container[str | None]) -> None:
-        """Fail all calls under way but those to addresses in `spare`."""
+    def interrupt(self, reason: str, *, spare: Container[str | None], only_streams: bool) -> None:
+        """Fail the calls under way, or only the streams, but none to addresses in `spare`."""
         for waiting in self._waiting.values():
-            if waiting.to not in spare:
+            is_meant = isinstance(waiting.answer, _Stream) or not only_streams
+            if is_meant and waiting.to not in spare:
                 waiting.fail(CallInterrupted(f"The call was cut off and may have run: {reason}."))
 
 

@@ -23,6 +23,8 @@ from strongroom.fabric.envelope import DeliveryAck
 
 NULL = b"null"
 STREAM_CLOSED = "STREAM_CLOSED"
+AWAY = {"CHILD_UNREACHABLE", "PEER_UNREACHABLE", "ROUTE_CONNECTOR_CLOSED", "CALL_INTERRUPTED"}
+"""Codes of nacks for a receiver that exists and is not there now."""
 CALL_INTERRUPTED = "CALL_INTERRUPTED"
 
 _ERROR_CODES: dict[type[CallError], int] = {

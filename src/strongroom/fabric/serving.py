@@ -35,14 +35,20 @@ PATIENCE = 300.0
 Send = Callable[[Envelope, float], Awaitable[None]]
 """Sends towards `to`, and returns when the message has left; StreamStalled after some seconds."""
 
+Answered = Callable[[Envelope, Envelope | None], Awaitable[None]]
+"""Called with a request and its answer before that is sent; None for a plain message."""
+
 log = logging.getLogger("strongroom.fabric")
 
 
 class Served:
     """The requests that run on this node."""
 
-    def __init__(self, send: Send, sys_address: Callable[[], str]) -> None:
+    def __init__(
+        self, send: Send, sys_address: Callable[[], str], answered: Answered | None = None
+    ) -> None:
         self._send = send
+        self._answered = answered
         self._sys_address = sys_address
         self._running: dict[str, asyncio.Task[None]] = {}
         self._queue: deque[tuple[Handler, Envelope, Data, Taken]] = deque()
@@ -88,6 +94,8 @@ class Served:
             request = read_request(data.payload)
         except msgspec.MsgspecError:
             await self._receive(handler, data)
+            if self._answered is not None:
+                await self._answered(envelope, None)
             return
         try:
             await self._answer(handler, envelope, request)
@@ -175,6 +183,8 @@ class Served:
             reply.flow_id = corr_id
             reply.flow_flags = FlowFlag.RESET if is_last else 0
             reply.reply_to = self._sys_address()
+        elif self._answered is not None:
+            await self._answered(envelope, reply)
         await self._send(reply, PATIENCE if reply.flow_id else STALL)
 
     async def _nack(self, envelope: Envelope, code: str, error: FabricError) -> None:

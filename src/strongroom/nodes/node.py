@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 import msgspec
 from msgspec import Raw
 
-from strongroom.errors import AttachFailed, FabricError, NoRoute
+from strongroom.errors import AttachFailed, FabricError, NoRoute, SettingsError
 from strongroom.fabric.address import Address, new_id, source_id
 from strongroom.fabric.admission import Membership
 from strongroom.fabric.calls import Calls
@@ -35,6 +35,7 @@ from strongroom.fabric.routes import NO_ROUTE, in_pool
 from strongroom.fabric.rpc import Handler
 from strongroom.fabric.serving import Served
 from strongroom.nodes.admin import admin_socket
+from strongroom.nodes.delivery import Delivery
 from strongroom.nodes.housekeeping import Housekeeping
 from strongroom.nodes.uplink import Uplink
 from strongroom.settings import Settings
@@ -80,6 +81,7 @@ class Node:
         self._residents: list[Resident] = []
         self._flows: dict[str, str] = {}
         self._uplink: Uplink | None = None
+        self._delivery: Delivery | None = None
         self._open = AsyncExitStack()
 
     # --- life ---
@@ -105,13 +107,38 @@ class Node:
             self._move(f"/{self.id}")
             self._home = Channel(Loopback(), self._deliver, lambda _channel, _reason: None)
             opening.callback(self._home.link.close)
-            self.calls = Calls(self.send, self.post, self._reply_to, self._may_retry)
-            self._served = Served(self.send, lambda: f"__sys__@{self.path}")
+            await self._open_delivery(opening)
+            self.calls = Calls(
+                self.send,
+                self.post,
+                self._reply_to,
+                may_retry=self._may_retry,
+                settled=self._delivery.settle if self._delivery else lambda _: None,
+            )
+            answered = self._delivery.answered if self._delivery else None
+            self._served = Served(self._transmit, self._sys_address, answered)
             await self._join(opening)
+            if self._delivery is not None:
+                await self._delivery.start()
             opening.push_async_callback(self._end_residents)
             opening.push_async_callback(self._served.stop)
             await opening.enter_async_context(admin_socket(self.storage, self.describe))
             self._open = opening.pop_all()
+
+    async def _open_delivery(self, opening: AsyncExitStack) -> None:
+        profile = self.settings.delivery_profile
+        if profile not in {"at-most-once", "at-least-once"}:
+            raise SettingsError(
+                f"FAME_DELIVERY_PROFILE is {profile!r}. Try: at-most-once or at-least-once"
+            )
+        if profile == "at-least-once":
+            assert self.storage is not None
+            stores = await Delivery.open_stores(self.storage)
+            self._delivery = Delivery(stores, self._transmit, self._acknowledge, self._sys_address)
+            opening.push_async_callback(self._delivery.stop)
+
+    def _sys_address(self) -> str:
+        return f"__sys__@{self.path}"
 
     async def _join(self, opening: AsyncExitStack) -> None:
         if self.settings.admission_url is None:
@@ -168,7 +195,10 @@ class Node:
     def _lost(self, reason: str) -> None:
         log.warning("the link to the sentinel is lost: %s", reason)
         reason = f"the link to the sentinel was lost ({reason})"
-        self.calls.interrupt(reason, spare=self._handlers)
+        if self._delivery is not None:
+            self._delivery.stir()
+        is_kept = self._delivery is not None
+        self.calls.interrupt(reason, spare=self._handlers, only_streams=is_kept)
 
     def _reply_to(self) -> str:
         return f"{self._inbox}@{self.path}"
@@ -201,6 +231,9 @@ class Node:
             self._pools.append(parsed)
         await self._kept.bound(address, list(handler.capabilities))
         await self._announce(parsed, handler)
+        if self._delivery is not None:
+            names = {name for name, bound in self._handlers.items() if bound is handler}
+            self._delivery.resume(self._served, handler, names)
 
     async def unbind(self, address: str) -> None:
         """No longer answer at `address`."""
@@ -240,6 +273,13 @@ class Node:
             StreamStalled: Nobody took anything for `timeout` seconds.
             MessageTooLarge: It is larger than a link carries.
         """
+        is_kept = isinstance(envelope.frame, Data) and not envelope.rtype & ReplyType.STREAM
+        if self._delivery is not None and is_kept:
+            await self._delivery.send(envelope)
+        else:
+            await self._transmit(envelope, timeout)
+
+    async def _transmit(self, envelope: Envelope, timeout: float | None = None) -> None:
         channel = self._channel_to(envelope)
         if channel is None:
             assert self._uplink is not None
@@ -324,23 +364,32 @@ class Node:
             self._deliver_data(envelope, frame, taken)
             return
         taken()
-        if isinstance(frame, DeliveryAck) and not frame.ok:
+        if not isinstance(frame, DeliveryAck):
+            return
+        is_heeded = self._delivery is not None and self._delivery.on_ack(frame)
+        if not is_heeded and not frame.ok:
             self.calls.on_nack(envelope, frame)
             self._served.cancel(envelope.corr_id)
 
     def _deliver_data(self, envelope: Envelope, data: Data, taken: Taken) -> None:
         handler = self._handler_of(envelope)
-        if handler is None and (envelope.to or "").startswith("__rpc__"):
-            self.calls.on_reply(envelope, data.payload, taken)
+        is_reply = handler is None and (envelope.to or "").startswith("__rpc__")
+        wants_ack = bool(envelope.rtype & ReplyType.ACK)
+        is_kept = self._delivery is not None and not envelope.rtype & ReplyType.STREAM
+        if handler is not None and wants_ack and is_kept:
+            assert self._delivery is not None
+            self._delivery.take(self._served, handler, envelope, data, taken)
             return
-        if envelope.rtype & ReplyType.ACK:
+        if wants_ack and (handler is not None or is_reply):
             self._acknowledge(envelope, DeliveryAck(ok=True))
-        if handler is not None:
+        if is_reply:
+            self.calls.on_reply(envelope, data.payload, taken)
+        elif handler is not None:
             self._served.start(handler, envelope, data, taken)
-            return
-        taken()
-        reason = f"Unroutable to {_target(envelope)}"
-        self._acknowledge(envelope, DeliveryAck(ok=False, code=NO_ROUTE, reason=reason))
+        else:
+            taken()
+            reason = f"Unroutable to {_target(envelope)}"
+            self._acknowledge(envelope, DeliveryAck(ok=False, code=NO_ROUTE, reason=reason))
 
     def _acknowledge(self, envelope: Envelope, ack: DeliveryAck) -> None:
         if envelope.reply_to is None or envelope.corr_id is None:

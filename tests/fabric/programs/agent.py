@@ -24,6 +24,11 @@ class Agent(BaseAgent[Count]):
             state.count += 1
             return state.count
 
+    @operation
+    async def increase_slowly(self, seconds: float) -> int:
+        await asyncio.sleep(seconds)
+        return await self.increase()
+
     @operation(streaming=True)
     async def numbers(self, count: int) -> AsyncIterator[int]:
         self.ended = False

@@ -1,0 +1,136 @@
+"""At-least-once delivery: stored before it is acknowledged, handled again, answered once."""
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from fabrics import ADDRESS, Probe, eventually, fabric, sentinel
+from processes import Program, attach_url, free_port, running
+from proxy import proxied
+from test_limits import raw_child, say
+
+from strongroom import Agent, Fabric, Settings, operation
+from strongroom.errors import CallTimeout, NoRoute, OperationFailed, SettingsError
+from strongroom.settings import StorageSettings
+
+AT_LEAST_ONCE = {"delivery_profile": "at-least-once"}
+
+
+class Counting(Probe):
+    runs = 0
+
+    @operation
+    async def run(self) -> int:
+        self.runs += 1
+        return self.runs
+
+
+async def test_calls_and_their_failures_are_as_ever() -> None:
+    async with sentinel() as hub, fabric(hub, **AT_LEAST_ONCE) as node:
+        await node.serve(Probe(), ADDRESS)
+        async with fabric(hub, **AT_LEAST_ONCE) as client:
+            remote = Agent.remote_by_address(ADDRESS)
+            assert await remote.add(1, 2) == 3
+            assert [item async for item in remote.count(100)] == list(range(100))
+            with pytest.raises(OperationFailed):
+                await remote.fail("not today")
+            with pytest.raises(NoRoute):
+                await Agent.remote_by_address("nobody@fame.fabric").echo()
+            with pytest.raises(CallTimeout):
+                await remote.hang(_timeout=0.1)
+            assert client._delivery is not None
+            assert not client._delivery._unsettled
+            await eventually(lambda: not client._delivery._work)
+            assert client.storage is not None
+            assert await (await client.storage.open("__delivery_outbox")).count() == 0
+
+
+async def test_a_repeated_id_is_answered_from_the_record_of_the_first_answer() -> None:
+    agent = Counting()
+    async with sentinel() as hub, fabric(hub, **AT_LEAST_ONCE) as node, raw_child(hub) as link:
+        await node.serve(agent, ADDRESS)
+        payload = {"jsonrpc": "2.0", "id": "c", "method": "run", "params": {}}
+        request = {
+            "to": ADDRESS,
+            "replyTo": f"__rpc__x@/{hub.id}/raw",
+            "corrId": "c",
+            "flowId": "f",
+            "rtype": 3,
+        }
+        for _ in range(3):
+            await say(link, "the-same-id", {"type": "Data", "payload": payload}, **request)
+            ack = json.loads(await link.recv())["frame"]
+            assert (ack["type"], ack["ok"], ack["refId"]) == ("DeliveryAck", True, "the-same-id")
+            assert json.loads(await link.recv())["frame"]["payload"]["result"] == 1
+        assert agent.runs == 1
+
+
+async def test_a_cut_link_loses_no_call() -> None:
+    agent = Counting()
+    async with sentinel() as hub, fabric(hub, **AT_LEAST_ONCE) as node, proxied(hub.port) as proxy:
+        await node.serve(agent, ADDRESS)
+        async with Fabric(Settings(admission_url=attach_url(proxy.port), **AT_LEAST_ONCE)):
+            remote = Agent.remote_by_address(ADDRESS)
+            calls = [asyncio.create_task(remote.run()) for _ in range(50)]
+            await asyncio.sleep(0.01)
+            proxy.cut()
+            async with asyncio.timeout(10):
+                assert sorted(await asyncio.gather(*calls)) == list(range(1, 51))
+            assert agent.runs == 50
+
+
+async def test_a_message_for_an_agent_that_is_away_arrives_when_it_returns() -> None:
+    agent = Probe()
+    async with sentinel() as hub, fabric(hub, **AT_LEAST_ONCE) as client:
+        async with fabric(hub, node_id="agent", **AT_LEAST_ONCE) as node:
+            await node.serve(Probe(), ADDRESS)
+        await client.send_message(ADDRESS, "hello")
+        await asyncio.sleep(0.2)
+        async with fabric(hub, node_id="agent", **AT_LEAST_ONCE) as node:
+            await node.serve(agent, ADDRESS)
+            await eventually(lambda: agent.messages == ["hello"])
+            await eventually(lambda: client._delivery and not client._delivery._unsettled)
+
+
+async def test_what_was_sent_before_a_restart_is_sent_after_it(tmp_path: Path) -> None:
+    kept = StorageSettings(profile="sqlite", directory=tmp_path)
+    agent = Probe()
+    async with sentinel() as hub:
+        async with fabric(hub, node_id="agent") as node:
+            await node.serve(Probe(), ADDRESS)
+        async with fabric(hub, storage=kept, **AT_LEAST_ONCE) as client:
+            await client.send_message(ADDRESS, "hello")
+        async with fabric(hub, node_id="agent") as node:
+            await node.serve(agent, ADDRESS)
+            async with fabric(hub, storage=kept, **AT_LEAST_ONCE):
+                await eventually(lambda: agent.messages == ["hello"])
+
+
+async def test_a_call_outlives_its_agents_crash(tmp_path: Path) -> None:
+    hub, agent = Program("sentinel.py", tmp_path), Program("agent.py", tmp_path)
+    port = free_port()
+    kept = {
+        "FAME_DIRECT_ADMISSION_URL": attach_url(port),
+        "FAME_STORAGE_PROFILE": "sqlite",
+        "FAME_STORAGE_DB_DIRECTORY": tmp_path / "data",
+        "FAME_DELIVERY_PROFILE": "at-least-once",
+    }
+    async with running(hub, agent):
+        await hub.start_and_wait(FAME_LISTENER_PORT=port)
+        await agent.start_and_wait(**kept)
+        async with Fabric(Settings(admission_url=attach_url(port), **AT_LEAST_ONCE)):
+            call = asyncio.create_task(
+                Agent.remote_by_address("test@fame.fabric").increase_slowly(0.5)
+            )
+            await asyncio.sleep(0.25)
+            await agent.stop(signal.SIGKILL)
+            await agent.start_and_wait(**kept)
+            async with asyncio.timeout(5):
+                assert await call == 1
+
+
+async def test_an_unknown_profile_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match="FAME_DELIVERY_PROFILE"):
+        await Fabric(Settings(delivery_profile="twice")).start()
