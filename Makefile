@@ -16,6 +16,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 install: .venv/.installed
+	@:
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
