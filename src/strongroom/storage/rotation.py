@@ -8,6 +8,7 @@ by itself (https://sqlite.org/c3ref/backup_finish.html). A copy that was cut sho
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,6 +79,7 @@ class Copy:
         self._target = database.open_empty(self._temporary, key.opens(namespace))
         self._source: apsw.Connection | None = None
         self._backup: apsw.Backup | None = None
+        self._old: int | None = None
         self._step_pages = STEP_PAGES
         self._turn = threading.Lock()
 
@@ -102,6 +104,10 @@ class Copy:
                 self._step_pages *= 2
             return self._backup.page_count - self._backup.remaining, self._backup.page_count
 
+    def sync(self) -> None:
+        """Make durable what is copied so far, so that `complete` takes little time."""
+        sync_file(self._temporary)
+
     def complete(self, source: apsw.Connection) -> None:
         """Copy what is left, and make the copy durable; nothing may be written after this."""
         self.step(source)
@@ -110,11 +116,21 @@ class Copy:
         self._backup.finish()
         self._target.execute("UPDATE head SET file_id = ?", (self._key.file_id,))
         self._target.close()
-        sync_file(self._temporary)
+        self.sync()
 
     def take_place(self) -> None:
-        """Replace the store's file, which nobody has open."""
+        """Replace the store's file, which nobody has open.
+
+        The old file stays open until `free`: the disk takes long to free it, and the store waits.
+        """
+        self._old = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         replace_database(self._path, self._temporary)
+
+    def free(self) -> None:
+        """Let the disk have the old file's blocks."""
+        if self._old is not None:
+            os.close(self._old)
+            self._old = None
 
     def discard(self, _source: apsw.Connection | None = None) -> None:
         """Let go of what is left of the copy. On the writing connection, while that is open."""

@@ -445,6 +445,7 @@ class SqliteProvider(StorageProvider):
                 done, pages = await store.on_writer(copy.step)
                 progress(namespace, done, pages)
                 self._refuse_closed()
+            await self._blocking(copy.sync)
             await store.replace(copy.complete, copy.take_place)
             progress(namespace, pages, pages)
         finally:
@@ -453,8 +454,9 @@ class SqliteProvider(StorageProvider):
     async def _discard(self, store: SqliteStore, copy: Copy) -> None:
         try:
             await store.on_writer(copy.discard)
-        except StoreClosed:
+        except StorageError:  # it is closed, or cannot be opened: nobody uses the copy
             await self._blocking(copy.discard)
+        await self._blocking(copy.free)
 
     # --- what __node_meta remembers -----------------------------------------------------------
 
