@@ -253,6 +253,6 @@ def test_no_secret_is_shown_by_a_table_or_a_finding(run: Run, tmp_path: Path) ->
 def test_the_package_loads_without_its_command_line() -> None:
     script = (
         "import sys, strongroom; strongroom.Sentinel, strongroom.BaseAgent, strongroom.Fabric; "
-        "sys.exit(bool({'typer', 'rich', 'strongroom.cli'} & sys.modules.keys()))"
+        "sys.exit(bool({'typer', 'rich', 'apsw', 'strongroom.cli'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

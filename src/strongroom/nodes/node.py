@@ -34,7 +34,6 @@ from strongroom.fabric.link import Loopback
 from strongroom.fabric.routes import NO_ROUTE, in_pool
 from strongroom.fabric.rpc import Handler
 from strongroom.fabric.serving import Served
-from strongroom.nodes.admin import admin_socket
 from strongroom.nodes.delivery import Delivery
 from strongroom.nodes.housekeeping import Housekeeping
 from strongroom.nodes.uplink import Uplink
@@ -122,7 +121,10 @@ class Node:
                 await self._delivery.start()
             opening.push_async_callback(self._end_residents)
             opening.push_async_callback(self._served.stop)
-            await opening.enter_async_context(admin_socket(self.storage, self.describe))
+            if self.storage.needs_directory:
+                from strongroom.nodes.admin import admin_socket  # noqa: PLC0415  # loads SQLite
+
+                await opening.enter_async_context(admin_socket(self.storage, self.describe))
             self._open = opening.pop_all()
 
     async def _open_delivery(self, opening: AsyncExitStack) -> None:
