@@ -18,7 +18,14 @@ from strongroom import __version__
 from strongroom.agents.agent import Agent, BaseAgent
 from strongroom.cli import keys, store
 from strongroom.cli.output import Directory, Json, storage_settings, without_progress, write
-from strongroom.errors import OwnerUnreachable, StrongroomError, Unhealthy
+from strongroom.errors import (
+    InvalidArguments,
+    NoRoute,
+    OwnerUnreachable,
+    StrongroomError,
+    Unhealthy,
+    UnknownOperation,
+)
 from strongroom.nodes import commands
 from strongroom.nodes.admin import STATUS, operate
 from strongroom.nodes.client import Fabric
@@ -28,6 +35,11 @@ from strongroom.settings import ATTACH_PATH, DEFAULT_PORT, Settings, StorageSett
 from strongroom.storage import doctor
 
 INTERNAL_ERROR = 70
+HINTS = {  # an answer of a peer's says what was wrong, and not what to do here
+    NoRoute: " Try: strongroom status, which shows who is bound",
+    UnknownOperation: " Try: one of the operations in the agent's class",
+    InvalidArguments: " Try: name=value for each argument",
+}
 
 app = typer.Typer(
     name="strongroom",
@@ -46,7 +58,8 @@ def main() -> None:
     try:
         app()
     except StrongroomError as error:
-        _fail(str(error), error.exit_code)
+        hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), "")
+        _fail(f"{error}{hint}", error.exit_code)
     except Exception as error:
         logging.getLogger("strongroom").debug("", exc_info=True)
         _fail(f"{type(error).__name__}: {error}. This is a defect.", INTERNAL_ERROR)
