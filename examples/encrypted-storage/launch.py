@@ -70,14 +70,15 @@ class Home:
         path.write_text(text)
 
     def environment(self, name: str, port: int | None) -> dict[str, str]:
-        """This process's environment with that of a node, and the port where one is asked for."""
+        """The environment of a node: its file's, and the port where one is asked for."""
         lines = (self.config / f".env.{name}").read_text().splitlines()
         values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
         if port is not None and name == "sentinel":
             values["FAME_LISTENER_PORT"] = str(port)
         elif port is not None:
             values["FAME_DIRECT_ADMISSION_URL"] = _admission_url(port)
-        return {**os.environ, **values}
+        others = {k: v for k, v in os.environ.items() if not k.startswith("FAME_")}
+        return {**others, **values}
 
     # --- the nodes ----------------------------------------------------------------------------
 
