@@ -80,7 +80,7 @@ async def measure(directory: Path, gigabytes: float) -> None:
     provider = EncryptedSqliteProvider(settings)
     await provider.start()
     await fill(provider, int(gigabytes * 1e9))
-    path = provider.path("data")
+    path = provider.files.path("data")
     masters = await new_masters(provider, 50)
     rotation, sets = await new_data_key(provider)
     await provider.close()

@@ -94,8 +94,8 @@ async def look(directory: Path, what: str, newest: int) -> str:
     except WrongMasterKey:
         provider, state = await open_provider(directory, OTHER), "new"
     if what == "data":
-        entries = provider.keystore.entries.values()
-        rotated = {retired.namespace for retired in provider.keystore.retired}
+        entries = provider.files.keystore.entries.values()
+        rotated = {retired.namespace for retired in provider.files.keystore.retired}
         if any(entry.state is State.ROTATING for entry in entries):
             state = f"rotating after {len(rotated)}"
         elif rotated:
@@ -113,7 +113,7 @@ async def check(provider: EncryptedSqliteProvider, newest: int) -> None:
     page = await (await provider.open("notes")).scan(limit=None, max_bytes=None)
     missing = {f"{n:04}" for n in range(newest + 1)} - {record.key for record in page.records}
     assert not missing, missing
-    assert provider.keystore.trail.verify(await provider.audit()) > 0
+    assert provider.files.keystore.trail.verify(await provider.audit()) > 0
 
 
 def forked(work: Any) -> int:

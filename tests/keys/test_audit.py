@@ -14,8 +14,9 @@ from strongroom.errors import AuditBroken
 from strongroom.keys.audit import Line
 from strongroom.keys.master import MasterKey, new_master_key
 from strongroom.settings import StorageSettings
+from strongroom.storage.files import AUDIT, META
 from strongroom.storage.records import Write
-from strongroom.storage.sqlite import AUDIT, META, EncryptedSqliteProvider
+from strongroom.storage.sqlite import EncryptedSqliteProvider
 
 KEY = new_master_key()
 KEYSTORE = "__keystore_encrypted_value.db"
@@ -33,7 +34,7 @@ async def opened(directory: Path) -> AsyncIterator[EncryptedSqliteProvider]:
 
 
 async def verify(provider: EncryptedSqliteProvider) -> int:
-    return provider.keystore.trail.verify(await provider.audit())
+    return provider.files.keystore.trail.verify(await provider.audit())
 
 
 async def rewrite(provider: EncryptedSqliteProvider, number: int, line: Line | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from strongroom.errors import InvalidNamespace, NotSupported, WrongMasterKey
+from strongroom.errors import InvalidNamespace, NotSupported, StoreRolledBack, WrongMasterKey
 from strongroom.keys.keystore import State
 from strongroom.keys.master import MasterKey, new_master_key
 from strongroom.settings import StorageSettings
@@ -83,7 +83,7 @@ async def test_a_data_key_changes_while_others_write_and_read(tmp_path: Path) ->
     async with provider(tmp_path) as opened:
         await fill(opened, 4000)
         store = await opened.get_kv_store(Note, "notes")
-        old = opened.keystore.entries["notes"].key
+        old = opened.files.keystore.entries["notes"].key
         written, stop, seen = 0, asyncio.Event(), []
 
         async def write() -> None:
@@ -107,10 +107,10 @@ async def test_a_data_key_changes_while_others_write_and_read(tmp_path: Path) ->
         assert during > 0
         assert seen[-1][1] == seen[-1][2] > 1000
         assert len(await keys(opened)) == 4000 + written + 1
-        entry = opened.keystore.entries["notes"]
+        entry = opened.files.keystore.entries["notes"]
         assert entry.state is State.LIVE
         assert entry.key.id != old.id
-        assert [retired.key.id for retired in opened.keystore.retired] == [old.id]
+        assert [retired.key.id for retired in opened.files.keystore.retired] == [old.id]
     async with provider(tmp_path) as opened:
         assert len(await keys(opened)) == 4000 + written + 1
     assert (tmp_path / "notes_encrypted_value.db").read_bytes()[3:11] == entry.key.file_id
@@ -120,11 +120,11 @@ async def test_all_namespaces_rotate_the_nodes_own_too(tmp_path: Path) -> None:
     async with provider(tmp_path) as opened:
         await fill(opened, 10)
         await fill(opened, 10, "more")
-        before = {name: entry.key.id for name, entry in opened.keystore.entries.items()}
+        before = {name: entry.key.id for name, entry in opened.files.keystore.entries.items()}
         assert await opened.rotate() == ["__node_meta", "more", "notes"]
         await fill(opened, 12)
     async with provider(tmp_path) as opened:
-        after = {name: entry.key.id for name, entry in opened.keystore.entries.items()}
+        after = {name: entry.key.id for name, entry in opened.files.keystore.entries.items()}
         assert not set(before.values()) & set(after.values())
         assert (len(await keys(opened)), len(await keys(opened, "more"))) == (12, 10)
     assert not list(tmp_path.glob(".*"))
@@ -215,3 +215,16 @@ def test_a_kill_in_mid_rotation_loses_nothing(tmp_path: Path, what: str) -> None
 def test_a_kill_at_any_step_of_a_rotation_loses_nothing(tmp_path: Path, what: str) -> None:
     result = sweep(tmp_path, what, "all")
     assert {"old", "new"} <= set(result["states"])
+
+
+async def test_a_copy_from_before_a_rotation_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "notes_encrypted_value.db"
+    async with provider(tmp_path) as opened:
+        await fill(opened, 10)
+    old = path.read_bytes()
+    async with provider(tmp_path) as opened:
+        await opened.rotate()
+    path.write_bytes(old)
+    with pytest.raises(StoreRolledBack, match="before its data key was rotated"):
+        async with provider(tmp_path):
+            pass

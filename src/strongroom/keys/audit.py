@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -54,14 +54,14 @@ class Trail(msgspec.Struct):
         """Forget the lines up to `newest`, as they stand in `__node_meta` now."""
         self.waiting = [line for line in self.waiting if line.number > newest]
 
-    def verify(self, lines: Iterable[Line]) -> int:
-        """Compare the log with its chain; returns the number of lines.
+    def verify(self, lines: Sequence[Line]) -> int:
+        """Compare what `__node_meta` holds with the chain; returns the number of lines.
 
         Raises:
             AuditBroken: A line is missing, changed, cut off, or too many.
         """
         count, head = 0, b""
-        for line in lines:
+        for line in (*lines, *(line for line in self.waiting if line.number > len(lines))):
             count += 1
             if line.number != count:
                 raise AuditBroken(f"Line {count} of the audit log is missing. {_REMEDY}")

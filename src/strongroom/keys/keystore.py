@@ -226,11 +226,12 @@ class Keystore:
             self._save(contents, self._master, replace=True)
 
     def namespace_of(self, file_id: bytes) -> str | None:
-        """The namespace whose file has this id; None if the keystore knows no such file."""
+        """The namespace whose file has or had this id; None if the keystore knows no such file."""
         for namespace, entry in self._contents.entries.items():
             if any(key.file_id == file_id for key in entry.keys):
                 return namespace
-        return None
+        was = (old.namespace for old in self._contents.retired if old.key.file_id == file_id)
+        return next(was, None)
 
     def _save(self, contents: Contents, master: MasterKey | None, *, replace: bool) -> None:
         encoded = msgspec.json.encode(contents)

@@ -86,7 +86,7 @@ async def admin_socket(
 
     async with contextlib.AsyncExitStack() as listening:
         try:
-            path = _place(provider.directory)
+            path = _place(provider.files.directory)
             path.unlink(missing_ok=True)  # of an owner that was killed: the directory is ours now
             server = await asyncio.start_unix_server(welcome, path, limit=MAX_LINE)
         except OSError as error:

@@ -19,9 +19,17 @@ from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage import doctor, tables
 from strongroom.storage.encoding import join, split
+from strongroom.storage.files import StoreFiles
 from strongroom.storage.namespace import SqliteStore
-from strongroom.storage.records import PAGE_RECORDS, Record, Write, check_key, check_namespace
-from strongroom.storage.sqlite import EncryptedSqliteProvider, SqliteProvider
+from strongroom.storage.records import (
+    PAGE_RECORDS,
+    Record,
+    Write,
+    check_key,
+    check_namespace,
+    system_clock,
+)
+from strongroom.storage.sqlite import SqliteProvider
 
 T = TypeVar("T")
 Command = Callable[..., AsyncIterator[Any]]
@@ -113,15 +121,15 @@ class Item(msgspec.Struct, omit_defaults=True):
 async def _ls(provider: SqliteProvider) -> AsyncIterator[Any]:
     for namespace in await provider.namespaces():
         store = await provider.open(namespace)
-        size = provider.path(namespace).stat().st_size
+        size = provider.files.path(namespace).stat().st_size
         yield {"namespace": namespace, "records": await store.count(), "bytes": size}
 
 
 async def _stats(provider: SqliteProvider, namespace: str) -> AsyncIterator[Any]:
     store = await _existing(provider, namespace)
     head = await store.on_writer(tables.head)
-    entry = provider.keystore.entries[namespace]
-    size = provider.path(namespace).stat().st_size
+    entry = provider.files.keystore.entries[namespace]
+    size = provider.files.path(namespace).stat().st_size
     yield {
         "namespace": namespace,
         "records": await store.count(),
@@ -256,7 +264,7 @@ def _time(microseconds: int) -> datetime:
 async def _rotate_master(provider: SqliteProvider, master_key: str) -> AsyncIterator[Any]:
     master = await asyncio.to_thread(MasterKey, master_key)
     await provider.change_master(master)
-    yield {"fingerprint": master.fingerprint, "generation": provider.keystore.generation}
+    yield {"fingerprint": master.fingerprint, "generation": provider.files.keystore.generation}
 
 
 async def _rotate_data(
@@ -270,16 +278,16 @@ async def _rotate_data(
     async for progress in _followed(rotate):
         yield progress
     for namespace in rotated:
-        yield {"namespace": namespace, "key": provider.keystore.entries[namespace].key.id}
+        yield {"namespace": namespace, "key": provider.files.keystore.entries[namespace].key.id}
 
 
 async def _key_status(provider: SqliteProvider) -> AsyncIterator[Any]:
     """What is under each key: the data in use by namespace, and the keys that were retired."""
-    keystore = provider.keystore
+    keystore = provider.files.keystore
     for namespace, entry in sorted(keystore.entries.items()):
         store = await provider.open(namespace)
         head = await store.on_writer(tables.head)
-        size = provider.path(namespace).stat().st_size
+        size = provider.files.path(namespace).stat().st_size
         for key in entry.keys:
             used = key.file_id == head.file_id
             yield {
@@ -310,7 +318,7 @@ async def _audit_show(provider: SqliteProvider) -> AsyncIterator[Any]:
 
 
 async def _audit_verify(provider: SqliteProvider) -> AsyncIterator[Any]:
-    yield {"lines": provider.keystore.trail.verify(await provider.audit())}
+    yield {"lines": provider.files.keystore.trail.verify(await provider.audit())}
 
 
 async def _doctor(provider: SqliteProvider) -> AsyncIterator[Any]:
@@ -327,12 +335,11 @@ async def _doctor(provider: SqliteProvider) -> AsyncIterator[Any]:
 
 async def doctor_at_rest(settings: StorageSettings) -> AsyncIterator[Any]:
     """What `doctor` yields, for a directory that no node uses."""
-    kind = EncryptedSqliteProvider if settings.profile == "encrypted-sqlite" else SqliteProvider
-    provider = kind(settings)
+    files = StoreFiles(settings, system_clock, encrypts=settings.profile == "encrypted-sqlite")
     findings: list[doctor.Finding] = []
 
     async def examine(tell: doctor.Tell) -> None:
-        findings.extend(await asyncio.to_thread(doctor.examine_at_rest, provider, tell))
+        findings.extend(await asyncio.to_thread(doctor.examine_at_rest, files, tell))
 
     async for progress in _followed(examine):
         yield progress

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import msgspec
@@ -22,8 +23,10 @@ from strongroom.keys.audit import Line
 from strongroom.keys.keystore import State
 from strongroom.storage import tables
 from strongroom.storage.encoding import split
+from strongroom.storage.files import AUDIT, MARK, META, StoreFiles
 from strongroom.storage.records import PAGE_BYTES, PAGE_RECORDS, Record
-from strongroom.storage.sqlite import AUDIT, MARK, META, SqliteProvider
+from strongroom.storage.sqlite import SqliteProvider
+from strongroom.storage.typed import KeyValueStore
 
 NAMED_RECORDS = 5
 STEPS = 100_000  # of SQLite's machine between two looks at how far it is
@@ -44,10 +47,10 @@ class Finding(msgspec.Struct, frozen=True):
 
 async def examine_running(provider: SqliteProvider, tell: Tell) -> list[Finding]:
     """Look at the directory of a running node."""
-    findings = list(_surroundings(provider))
-    progress = _Bytes(provider, tell)
+    findings = list(_surroundings(provider.files))
+    progress = _Bytes(provider.files, tell)
     for namespace in await provider.namespaces():
-        reading = _Reading(provider, namespace, progress)
+        reading = _Reading(provider.files, namespace, progress, provider.typed.get(namespace))
         try:
             store = await provider.open(namespace)
             findings += await store.examine(reading.findings)
@@ -57,14 +60,14 @@ async def examine_running(provider: SqliteProvider, tell: Tell) -> list[Finding]
     return findings
 
 
-def examine_at_rest(provider: SqliteProvider, tell: Tell) -> list[Finding]:
-    """Look at the directory of a provider that was not started."""
-    with provider.unstarted():
-        findings = [*_surroundings(provider), *_strangers(provider)]
-        progress = _Bytes(provider, tell)
-        namespaces = sorted(provider.keystore.entries, key=lambda name: (name != META, name))
+def examine_at_rest(files: StoreFiles, tell: Tell) -> list[Finding]:
+    """Look at a directory that no node uses."""
+    with files.looked_at():
+        findings = [*_surroundings(files), *_strangers(files)]
+        progress = _Bytes(files, tell)
+        namespaces = sorted(files.keystore.entries, key=lambda name: (name != META, name))
         for namespace in namespaces:  # META first: it tells how far the others have come
-            findings += _examine_copy(provider, namespace, progress)
+            findings += _examine_copy(files, namespace, progress)
             progress.end(namespace)
         return findings
 
@@ -78,14 +81,14 @@ def problem(error: StorageError, namespace: str | None = None) -> Finding:
 # --- the directory ----------------------------------------------------------------------------
 
 
-def _surroundings(provider: SqliteProvider) -> Iterator[Finding]:
-    directory, keystore = provider.directory, provider.keystore
+def _surroundings(files: StoreFiles) -> Iterator[Finding]:
+    directory, keystore = files.directory, files.keystore
     if keystore.encrypted:
         yield Finding(_OK, f"The keystore opens with the master key {keystore.fingerprint}.")
     else:
         yield Finding(
             _NOTE,
-            f"The profile {provider.settings.profile} keeps everything in clear.",
+            "The profile sqlite keeps everything in clear.",
             remedy="FAME_STORAGE_PROFILE=encrypted-sqlite, with another directory",
         )
     yield from _modes(directory)
@@ -98,7 +101,7 @@ def _surroundings(provider: SqliteProvider) -> Iterator[Finding]:
         )
     else:
         yield Finding(_OK, f"The filesystem ({kind or 'local'}) is fit for write-ahead logging.")
-    yield _free_space(provider)
+    yield _free_space(files)
     rotating = [name for name, e in keystore.entries.items() if e.state is State.ROTATING]
     if rotating:
         yield Finding(
@@ -128,9 +131,9 @@ def _modes(directory: Path) -> Iterator[Finding]:
         yield Finding(_OK, "The directory and its files are for their owner alone.")
 
 
-def _free_space(provider: SqliteProvider) -> Finding:
-    free = shutil.disk_usage(provider.directory).free
-    largest = max((_size(provider.path(n)) for n in provider.keystore.entries), default=0)
+def _free_space(files: StoreFiles) -> Finding:
+    free = shutil.disk_usage(files.directory).free
+    largest = max((_size(files.path(n)) for n in files.keystore.entries), default=0)
     if free < 2 * largest:
         return Finding(
             _PROBLEM,
@@ -141,9 +144,9 @@ def _free_space(provider: SqliteProvider) -> Finding:
     return Finding(_OK, f"{free:,} bytes are free; the largest store has {largest:,}.")
 
 
-def _strangers(provider: SqliteProvider) -> Iterator[Finding]:
-    own = {provider.path(name) for name in (*provider.keystore.entries, "__keystore")}
-    for path in sorted(provider.directory.glob(f"*{provider.suffix}")):
+def _strangers(files: StoreFiles) -> Iterator[Finding]:
+    own = {files.path(name) for name in (*files.keystore.entries, "__keystore")}
+    for path in sorted(files.directory.glob(f"*{files.suffix}")):
         if path not in own:
             yield Finding(
                 _PROBLEM,
@@ -163,9 +166,9 @@ def _size(path: Path) -> int:
 class _Bytes:
     """How many bytes of all stores were read."""
 
-    def __init__(self, provider: SqliteProvider, tell: Tell) -> None:
+    def __init__(self, files: StoreFiles, tell: Tell) -> None:
         self._tell = tell
-        self._sizes = {n: _size(provider.path(n)) for n in provider.keystore.entries}
+        self._sizes = {n: _size(files.path(n)) for n in files.keystore.entries}
         self._total = sum(self._sizes.values())
         self._ended = 0
 
@@ -183,8 +186,15 @@ class _Bytes:
 class _Reading:
     """Reads all of one store: every page is authenticated, every record parsed."""
 
-    def __init__(self, provider: SqliteProvider, namespace: str, progress: _Bytes) -> None:
-        self._provider = provider
+    def __init__(
+        self,
+        files: StoreFiles,
+        namespace: str,
+        progress: _Bytes,
+        store: KeyValueStore[Any] | None = None,
+    ) -> None:
+        self._files = files
+        self._store = store
         self._namespace = namespace
         self._progress = progress
         self._invalid: list[str] = []
@@ -199,7 +209,7 @@ class _Reading:
         """
         pages = self._check_pages(connection)
         count = self._check_records(connection)
-        key = self._provider.keystore.entries[self._namespace].key.id
+        key = self._files.keystore.entries[self._namespace].key.id
         found = [
             Finding(
                 _PROBLEM,
@@ -243,7 +253,7 @@ class _Reading:
         return [] if said == ["ok"] else said
 
     def _check_records(self, connection: apsw.Connection) -> int:
-        now = self._provider.clock()
+        now = self._files.clock()
         total = tables.count(connection, "", now)
         count, after, more = 0, None, True
         while more:
@@ -268,9 +278,9 @@ class _Reading:
         if self._namespace == META:
             if record.key.startswith(AUDIT):
                 self._audit.append(msgspec.json.decode(record.value, type=Line))
-        elif store := self._provider.typed.get(self._namespace):
+        elif self._store is not None:
             try:
-                store.check(record)
+                self._store.check(record)
             except RecordInvalid as error:
                 self._invalid.append(str(error))
         elif split(record.value) is None:
@@ -278,7 +288,7 @@ class _Reading:
 
     def _check_audit(self) -> Finding:
         try:
-            count = self._provider.keystore.trail.verify(self._audit)
+            count = self._files.keystore.trail.verify(self._audit)
         except StorageError as error:
             return problem(error)
         return Finding(_OK, f"The {count} lines of the audit log are complete and unchanged.")
@@ -299,23 +309,23 @@ def _remembered(connection: apsw.Connection, now: int) -> list[Record]:
     return [*([known] if known else []), *marks.records]
 
 
-def _examine_copy(provider: SqliteProvider, namespace: str, progress: _Bytes) -> list[Finding]:
+def _examine_copy(files: StoreFiles, namespace: str, progress: _Bytes) -> list[Finding]:
     """Look at a private copy of a store's file and log."""
-    path = provider.path(namespace)
-    if provider.keystore.entries[namespace].state is State.NEW:
+    path = files.path(namespace)
+    if files.keystore.entries[namespace].state is State.NEW:
         return [Finding(_NOTE, "Its creation was cut short; it is made again.", namespace)]
     copies = Path(tempfile.mkdtemp(prefix="strongroom-doctor-"))  # mode 0700
     try:
-        key = provider.unlock(namespace)
+        key = files.unlock(namespace)
         for part in (path, path.with_name(path.name + "-wal")):
             if part.exists():
                 shutil.copyfile(part, copies / part.name)
         with contextlib.closing(database.open_existing(copies / path.name, key)) as connection:
             head = tables.head(connection)
             if namespace == META:
-                provider.recall(_remembered(connection, provider.clock()))
-            provider.verify(namespace, head)
-            return _Reading(provider, namespace, progress).findings(connection)
+                files.recall(_remembered(connection, files.clock()))
+            files.verify(namespace, head)
+            return _Reading(files, namespace, progress).findings(connection)
     except apsw.Error as error:
         return [problem(database.explain(error, path, namespace), namespace)]
     except OSError as error:
@@ -326,7 +336,7 @@ def _examine_copy(provider: SqliteProvider, namespace: str, progress: _Bytes) ->
         return [problem(no_room, namespace)]
     except StorageError as error:
         found = problem(error, namespace)
-        told = found.what.replace(str(copies), str(provider.directory))
+        told = found.what.replace(str(copies), str(files.directory))
         return [msgspec.structs.replace(found, what=told)]
     finally:
         shutil.rmtree(copies, ignore_errors=True)

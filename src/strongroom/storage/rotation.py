@@ -24,11 +24,18 @@ from strongroom.disk.directory import (
 )
 from strongroom.errors import InvalidNamespace, StoreUnavailable
 from strongroom.keys.keystore import DataKey, Keystore, RetiredKey, State
+from strongroom.keys.master import MasterKey
 
 STEP_PAGES = 256
 
 Progress = Callable[[str, int, int], None]
 """Called with a namespace, and how many of its pages are done, of how many."""
+
+
+def change_master(keystore: Keystore, master: MasterKey, now: int) -> None:
+    """Put the keystore under another master key."""
+    with keystore.change(master) as contents:
+        contents.trail.add(now, "master key changed")
 
 
 def begin(keystore: Keystore, namespaces: Sequence[str] | None, now: int) -> list[str]:

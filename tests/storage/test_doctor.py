@@ -1,0 +1,159 @@
+"""The doctor finds every kind of trouble in a directory at rest, and leaves it as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from strongroom.keys.master import new_master_key
+from strongroom.settings import StorageSettings
+from strongroom.storage import open_provider, system_clock
+from strongroom.storage.doctor import Finding, examine_at_rest, examine_running
+from strongroom.storage.files import StoreFiles
+from strongroom.storage.sqlite import SqliteProvider
+
+KEY = new_master_key()
+NOTES = "notes_encrypted_value.db"
+
+
+class Note(BaseModel):
+    text: str
+
+
+class Other(BaseModel):
+    number: int
+
+
+@asynccontextmanager
+async def node(directory: Path) -> AsyncIterator[SqliteProvider]:
+    settings = StorageSettings(profile="encrypted-sqlite", directory=directory, master_key=KEY)
+    provider = await open_provider(settings)
+    assert isinstance(provider, SqliteProvider)
+    yield provider
+    await provider.close()
+
+
+async def fill(directory: Path, count: int) -> None:
+    async with node(directory) as provider:
+        notes = await provider.get_kv_store(Note, "notes")
+        await notes.set_many({f"{n:04}": Note(text=f"note {n} " * 50) for n in range(count)})
+
+
+def examine(directory: Path) -> list[Finding]:
+    settings = StorageSettings(profile="encrypted-sqlite", directory=directory, master_key=KEY)
+    told: list[tuple[str, int, int]] = []
+    before = fingerprint(directory)
+    files = StoreFiles(settings, system_clock, encrypts=True)
+    findings = examine_at_rest(files, lambda *now: told.append(now))
+    assert fingerprint(directory) == before
+    assert told[-1][1] == told[-1][2] > 0
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    return findings
+
+
+def fingerprint(directory: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir()}
+
+
+def problems(findings: list[Finding]) -> list[Finding]:
+    found = [finding for finding in findings if finding.level == "problem"]
+    assert all(finding.remedy for finding in found)
+    return found
+
+
+@pytest.fixture
+async def data(tmp_path: Path) -> Path:
+    await fill(tmp_path / "data", 300)
+    return tmp_path / "data"
+
+
+async def test_a_sound_directory_has_no_problem(data: Path) -> None:
+    findings = examine(data)
+    assert not problems(findings)
+    assert any("300 records" in finding.what for finding in findings)
+
+
+async def test_a_log_that_a_kill_left_is_read_and_left(data: Path, tmp_path: Path) -> None:
+    async with node(data) as provider:
+        notes = await provider.get_kv_store(Note, "notes")
+        await notes.set("new", Note(text="new"))
+        shutil.copytree(data, tmp_path / "killed")
+    assert (tmp_path / "killed" / f"{NOTES}-wal").stat().st_size > 0
+    findings = examine(tmp_path / "killed")
+    assert not problems(findings)
+    assert any("301 records" in finding.what for finding in findings)
+
+
+@pytest.mark.parametrize("page", range(1, 12, 2))
+async def test_a_changed_byte_in_any_page_is_found(data: Path, page: int) -> None:
+    content = bytearray((data / NOTES).read_bytes())
+    content[page * 4096 + 2000] ^= 1
+    (data / NOTES).write_bytes(content)
+    [found] = problems(examine(data))
+    assert found.namespace == "notes"
+    assert str(data / NOTES) in found.what
+
+
+async def lose(directory: Path) -> None:
+    (directory / NOTES).unlink()
+
+
+async def put_back_an_older_copy(directory: Path) -> None:
+    old = (directory / NOTES).read_bytes()
+    await fill(directory, 310)
+    (directory / NOTES).write_bytes(old)
+
+
+async def add_a_stranger(directory: Path) -> None:
+    shutil.copy(directory / NOTES, directory / "more_encrypted_value.db")
+    (directory / "more_encrypted_value.db").chmod(0o600)
+
+
+async def open_to_others(directory: Path) -> None:
+    directory.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (lose, "not there"),
+        (put_back_an_older_copy, "older copy"),
+        (add_a_stranger, "not a file of this node"),
+        (open_to_others, "mode 755"),
+    ],
+)
+async def test_trouble_is_found_with_its_remedy(
+    data: Path, trouble: Callable[[Path], object], says: str
+) -> None:
+    await trouble(data)  # type: ignore[misc]
+    [found] = problems(examine(data))
+    assert says in found.what
+
+
+async def test_a_rotation_that_was_cut_short_is_a_note(data: Path) -> None:
+    async with node(data) as provider:
+
+        def stop(*_: object) -> None:
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            await provider.rotate(["notes"], stop)
+    findings = examine(data)
+    assert not problems(findings)
+    assert any(finding.remedy == "strongroom key rotate --data" for finding in findings)
+
+
+async def test_a_running_node_checks_records_against_their_model(data: Path) -> None:
+    async with node(data) as provider:
+        assert not problems(await examine_running(provider, lambda *_: None))
+        await provider.get_kv_store(Other, "notes")
+        found = problems(await examine_running(provider, lambda *_: None))
+        assert len(found) == 5
+        assert all("number" in finding.what for finding in found)
+        assert not any("note 1" in finding.what for finding in found)
