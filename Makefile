@@ -51,3 +51,4 @@ demo init start run run-verbose stop status logs clean:
 bench: install
 	@$(BIN)/python -m pip install --quiet -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/storage.py
+	$(BIN)/python benchmarks/fabric.py

@@ -91,9 +91,10 @@ async def answers(address: str, within: float = 20.0) -> None:
 class World:
     """A sentinel with our agent and a real one, and our client."""
 
-    def __init__(self, directory: Path, python: str, *, real_sentinel: bool) -> None:
+    def __init__(self, directory: Path, python: str, *, real_sentinel: bool, delivery: str) -> None:
         self.port = free_port()
         self.python = python
+        self.delivery = delivery
         self.url = attach_url(self.port)
         self.is_real = real_sentinel
         if real_sentinel:
@@ -102,6 +103,13 @@ class World:
             self.hub = Program("sentinel.py", directory)
         self.ours = Program("agent.py", directory)
         self.real = Program("naylence/agent.py", directory, REAL, python=python)
+
+    def settings(self, node_id: str) -> dict[str, object]:
+        return {
+            "FAME_DIRECT_ADMISSION_URL": self.url,
+            "FAME_NODE_ID": node_id,
+            "FAME_DELIVERY_PROFILE": self.delivery,
+        }
 
     async def start_hub(self) -> None:
         variables = {"FAME_LISTENER_PORT": self.port, "FAME_NODE_ID": "hub"}
@@ -112,10 +120,10 @@ class World:
             await self.hub.start_and_wait(**variables)
 
     async def start_ours(self) -> None:
-        await self.ours.start_and_wait(FAME_DIRECT_ADMISSION_URL=self.url, FAME_NODE_ID="ours")
+        await self.ours.start_and_wait(**self.settings("ours"))
 
     async def start_real(self) -> None:
-        await self.real.start(FAME_DIRECT_ADMISSION_URL=self.url, FAME_NODE_ID="real")
+        await self.real.start(**self.settings("real"))
 
     def real_client(self, *calls: list[Any]) -> list[dict[str, Any]]:
         """What a real client gets for calls of `[address, operation, args, kwargs, stream]`."""
@@ -125,7 +133,7 @@ class World:
                 Path(__file__).parent / "programs/naylence/client.py",
                 *(json.dumps(call) for call in calls),
             ],
-            env=environment(FAME_DIRECT_ADMISSION_URL=self.url, FAME_NODE_ID="real-client"),
+            env=environment(**self.settings("real-client")),
             capture_output=True,
             check=True,
             timeout=60,
@@ -134,8 +142,10 @@ class World:
 
 
 @asynccontextmanager
-async def world(directory: Path, python: str, *, real_sentinel: bool) -> AsyncIterator[World]:
-    made = World(directory, python, real_sentinel=real_sentinel)
+async def world(
+    directory: Path, python: str, *, real_sentinel: bool, delivery: str = "at-most-once"
+) -> AsyncIterator[World]:
+    made = World(directory, python, real_sentinel=real_sentinel, delivery=delivery)
     async with running(made.hub, made.ours, made.real):
         await made.start_hub()
         await made.start_ours()
@@ -256,6 +266,21 @@ async def test_all_leave_cleanly(tmp_path: Path, python: str, *, real_sentinel: 
         with pytest.raises(CallError):
             await Agent.remote_by_address(OURS).echo(1, _timeout=3)
         assert await made.real.stop() == 0
+
+
+async def test_at_least_once_works_with_real_peers(tmp_path: Path, python: str) -> None:
+    async with world(tmp_path, python, real_sentinel=False, delivery="at-least-once") as made:
+        got = await asyncio.to_thread(
+            made.real_client, [OURS, "increase", [], {}, False], [OURS, "numbers", [50], {}, True]
+        )
+        assert got == [{"result": 1}, {"items": list(range(50))}]
+        kept = Settings(admission_url=made.url, delivery_profile="at-least-once")
+        async with Fabric(kept):
+            remote = Agent.remote_by_address(REAL)
+            assert await asyncio.gather(*(remote.add(n, 1) for n in range(20))) == [*range(1, 21)]
+            assert [item async for item in remote.count(50)] == list(range(50))
+        got = await asyncio.to_thread(made.real_client, [OURS, "increase", [], {}, False])
+        assert got == [{"result": 2}]
 
 
 async def test_links_stay_up_by_heartbeats(tmp_path: Path, python: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, get_args
 
 from pydantic import BaseModel
+from typing_extensions import TypeVar
 
 from strongroom.storage.records import StorageProvider
 from strongroom.storage.typed import KeyValueStore
@@ -19,7 +20,7 @@ class BaseAgentState(BaseModel):
     """The base of models of state. Every field has a default: it is the state at the start."""
 
 
-S = TypeVar("S", bound=BaseAgentState)
+S = TypeVar("S", bound=BaseAgentState, default=BaseAgentState)
 
 
 class StateHolder(Generic[S]):
