@@ -77,6 +77,7 @@ def test_an_unknown_frame_is_skipped_and_not_an_error() -> None:
         b'{"frame":{}}',
         b'{"frame":{"type":"AddressBind"}}',
         b'{"frame":{"type":"CreditUpdate","flowId":"f","credits":"many"}}',
+        b'{"sid":{"wrong":1},"and then" no JSON',
         b'{"x":"\xff","frame":{"type":"NodeHeartbeat"}}',
         b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b',"frame":{"type":"NodeHeartbeat"}}',
     ],

@@ -226,5 +226,5 @@ def decode(data: bytes) -> Envelope | None:
 def _is_unknown(data: bytes) -> bool:
     try:
         return _unknown_decoder.decode(data).frame.type not in _KNOWN
-    except msgspec.ValidationError:
+    except (msgspec.MsgspecError, RecursionError):
         return False
