@@ -1,0 +1,336 @@
+"""A disk that fails: what it was told is recorded, and it can refuse, or lose what was not synced.
+
+A recording sees each write, sync, rename and deletion in one directory: those of SQLite through a
+VFS of ours below the encryption, the others through `os`. From it follows what a disk may hold
+after a power loss at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import functools
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+from unittest import mock
+
+import apsw
+
+SECTOR = 512
+_VFS = "strongroom-recorded"
+_ENCRYPTING = f"multipleciphers-{_VFS}"  # SQLite3 Multiple Ciphers offers it by itself
+
+
+class Loss(enum.Enum):
+    """What becomes of that which was not synced when the power went."""
+
+    ALL = "all is lost"
+    SOME = "some sectors were written, in any order, and the first few changes of names"
+    TORN = "all was written but the end of the last write to each file"
+
+
+class Operation(NamedTuple):
+    """One thing that the disk was told, or a `note` of who told it."""
+
+    kind: str
+    name: str = ""
+    argument: Any = None
+    data: bytes = b""
+
+
+class Disk:
+    """Records what happens to the files in one directory.
+
+    >>> disk = Disk(Path("data"))
+    >>> with disk.recorded():
+    ...     await store.set("a", value)
+    ...     disk.note(("a", value))
+    >>> for moment in range(len(disk.operations)):
+    ...     disk.after_power_loss(moment, Loss.SOME, Random(moment), into=Path(f"lost-{moment}"))
+
+    Nothing may rename a file that is open.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.operations: list[Operation] = []
+        """What was told so far, in order."""
+        self.refuse: Callable[[Operation], int | None] = lambda _: None
+        """Asked before each operation: an `errno` with which it fails, or None."""
+        self._directory = directory
+        self._before = _read_all(directory)
+        self._turn = threading.Lock()
+
+    def note(self, what: object) -> None:
+        """Put a note into the record, such as what was acknowledged."""
+        with self._turn:
+            self.operations.append(Operation("note", argument=what))
+
+    def notes(self, moment: int) -> list[Any]:
+        """The notes from before a moment, a number of operations."""
+        return [o.argument for o in self.operations[:moment] if o.kind == "note"]
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Within the block, what is opened in the directory is recorded."""
+        usual, vfs = apsw.vfs_names()[0], _recorded_vfs()
+        apsw.set_default_vfs(_ENCRYPTING)
+        vfs.disk = self
+        try:
+            with contextlib.ExitStack() as patches:
+                for name, call in _recorded_calls(self).items():
+                    patches.enter_context(mock.patch.object(os, name, call))
+                yield
+        finally:
+            vfs.disk = None
+            apsw.set_default_vfs(usual)
+
+    def after_power_loss(self, moment: int, loss: Loss, chance: Random, *, into: Path) -> None:
+        """Make the directory `into` as this one may be when the power goes before a moment."""
+        image = _Image(self._before)
+        for operation in self.operations[:moment]:
+            image.tell(operation)
+        into.mkdir(mode=0o700)
+        for name, content in image.after(loss, chance).items():
+            (into / name).write_bytes(content)
+            (into / name).chmod(0o600)
+
+    def inside(self, path: str | os.PathLike[str]) -> str | None:
+        """A file's name in the directory; "" for the directory itself, None for what is outside."""
+        path = Path(path)
+        if path == self._directory:
+            return ""
+        inside = path.parent == self._directory and not path.name.endswith("-shm")
+        return path.name if inside else None
+
+    @contextlib.contextmanager
+    def telling(self, *operations: Operation) -> Iterator[None]:
+        """Record operations once the block has carried them out, unless they are refused."""
+        with self._turn:
+            for operation in operations:
+                if code := self.refuse(operation):
+                    raise OSError(code, os.strerror(code))
+            yield
+            self.operations.extend(operations)
+
+
+# --- recording ------------------------------------------------------------------------------------
+
+
+class _RecordedVFS(apsw.VFS):
+    disk: Disk | None = None
+
+    def __init__(self) -> None:
+        super().__init__(_VFS, "unix")
+
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802  # SQLite's name
+        path = name.filename() if isinstance(name, apsw.URIFilename) else name
+        inside = self.disk.inside(path) if self.disk and path else None
+        if not self.disk or not inside:
+            return apsw.VFSFile("unix", name, flags)
+        made = [] if Path(path).exists() else [Operation("create", inside)]
+        with _refusing_as_sqlite(), self.disk.telling(*made):
+            return _RecordedFile(self.disk, inside, name, flags)
+
+    def xDelete(self, path: str, syncdir: bool) -> None:  # noqa: FBT001, N802  # SQLite's form
+        inside = self.disk.inside(path) if self.disk else None
+        if not self.disk or not inside:
+            super().xDelete(path, syncdir)
+            return
+        told = [Operation("remove", inside), *([Operation("sync names")] if syncdir else [])]
+        with _refusing_as_sqlite(), self.disk.telling(*told):
+            super().xDelete(path, syncdir)
+
+
+@functools.cache
+def _recorded_vfs() -> _RecordedVFS:
+    """The VFS, there once and for good: SQLite3 Multiple Ciphers keeps hold of it."""
+    vfs = _RecordedVFS()
+    apsw.Connection(":memory:", vfs=_ENCRYPTING).close()  # makes it known by this name
+    return vfs
+
+
+class _RecordedFile(apsw.VFSFile):
+    def __init__(self, disk: Disk, inside: str, name: Any, flags: list[int]) -> None:
+        self._disk = disk
+        self._inside = inside
+        # Of a log that it makes, SQLite's VFS syncs the name with the first sync of the file.
+        self._syncs_name = inside.endswith(("-wal", "-journal"))
+        super().__init__("unix", name, flags)
+
+    def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
+        operation = Operation("write", self._inside, offset, bytes(data))
+        with _refusing_as_sqlite(), self._disk.telling(operation):
+            super().xWrite(data, offset)
+
+    def xTruncate(self, size: int) -> None:  # noqa: N802
+        with _refusing_as_sqlite(), self._disk.telling(Operation("cut", self._inside, size)):
+            super().xTruncate(size)
+
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        told = [Operation("sync", self._inside)]
+        if self._syncs_name:
+            told.append(Operation("sync names"))
+        with _refusing_as_sqlite(), self._disk.telling(*told):
+            super().xSync(flags)
+        self._syncs_name = False
+
+
+@contextlib.contextmanager
+def _refusing_as_sqlite() -> Iterator[None]:
+    """Raise what makes SQLite see the error of a disk."""
+    try:
+        yield
+    except OSError as error:
+        kind = apsw.FullError if error.errno == errno.ENOSPC else apsw.IOError
+        raise kind(str(error)) from error
+
+
+def _recorded_calls(disk: Disk) -> dict[str, Callable[..., Any]]:
+    """The functions of `os` that change names or sync, recording."""
+    opened: dict[int, str | None] = {}
+    usual_open, usual_sync = os.open, os.fsync
+
+    def open_recorded(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+        inside = disk.inside(path)
+        made = inside and flags & os.O_CREAT and not Path(path).exists()
+        with disk.telling(*([Operation("create", inside)] if inside and made else [])):
+            descriptor = usual_open(path, flags, mode, **options)
+        opened[descriptor] = inside
+        return descriptor
+
+    def sync_recorded(descriptor: int) -> None:
+        inside = opened.get(descriptor)
+        told = Operation("sync", inside) if inside else Operation("sync names")
+        with disk.telling(*([] if inside is None else [told])):
+            usual_sync(descriptor)
+
+    def naming(kind: str, call: Callable[..., None]) -> Callable[..., None]:
+        def recorded(path: Any, *others: Any, **options: Any) -> None:
+            inside = disk.inside(path)
+            target = disk.inside(others[0]) if others else None
+            with disk.telling(*([Operation(kind, inside, target)] if inside else [])):
+                call(path, *others, **options)
+
+        return recorded
+
+    names = {"replace": "rename", "rename": "rename", "link": "link", "unlink": "remove"}
+    calls = {call: naming(kind, getattr(os, call)) for call, kind in names.items()}
+    return {"open": open_recorded, "fsync": sync_recorded, **calls}
+
+
+# --- what a disk may hold -------------------------------------------------------------------------
+
+
+class _Change(NamedTuple):
+    """A write to a file, or with `data` None its cutting to a size, that was not synced yet."""
+
+    offset: int
+    data: bytes | None
+
+
+class _File:
+    """A file's content on the disk, and what it was told since."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = bytearray(content)
+        self.pending: list[_Change] = []
+
+    def sync(self) -> None:
+        """Put on the disk what was told."""
+        _write(self.content, self.pending)
+        self.pending.clear()
+
+    def after(self, loss: Loss, chance: Random) -> bytes:
+        content = bytearray(self.content)
+        if loss is Loss.TORN and self.pending:
+            last = _sectors(self.pending[-1])
+            _write(content, [*self.pending[:-1], *last[: chance.randrange(len(last) + 1)]])
+        if loss is Loss.SOME:
+            pieces = [piece for change in self.pending for piece in _sectors(change)]
+            share = chance.random()
+            _write(content, [piece for piece in pieces if chance.random() < share])
+        return bytes(content)
+
+
+class _Image:
+    """The files by name: as a reader sees them, and as they are on the disk with what changed."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self._files = {name: _File(content) for name, content in files.items()}
+        self._synced = dict(self._files)
+        self._pending: list[dict[str, _File | None]] = []
+
+    def tell(self, told: Operation) -> None:
+        match told.kind:
+            case "write":
+                self._files[told.name].pending.append(_Change(told.argument, told.data))
+            case "cut":
+                self._files[told.name].pending.append(_Change(told.argument, None))
+            case "sync":
+                self._files[told.name].sync()
+            case "sync names":
+                _rename(self._synced, self._pending)
+                self._pending.clear()
+            case "create":
+                self._change({told.name: _File()})
+            case "remove":
+                self._change({told.name: None})
+            case "link":
+                self._change({told.argument: self._files[told.name]})
+            case "rename":
+                self._change({told.argument: self._files[told.name], told.name: None})
+
+    def after(self, loss: Loss, chance: Random) -> dict[str, bytes]:
+        kept = {Loss.ALL: 0, Loss.TORN: len(self._pending)}
+        names = dict(self._synced)
+        _rename(names, self._pending[: kept.get(loss, chance.randint(0, len(self._pending)))])
+        return {name: file.after(loss, chance) for name, file in names.items()}
+
+    def _change(self, change: dict[str, _File | None]) -> None:
+        self._pending.append(change)
+        _rename(self._files, [change])
+
+
+def _rename(files: dict[str, _File], changes: Iterable[dict[str, _File | None]]) -> None:
+    for change in changes:
+        for name, file in change.items():
+            if file is None:
+                files.pop(name, None)
+            else:
+                files[name] = file
+
+
+def _write(content: bytearray, changes: Iterable[_Change]) -> None:
+    for offset, data in changes:
+        if data is None:
+            del content[offset:]
+            continue
+        content.extend(bytes(max(0, offset - len(content))))
+        content[offset : offset + len(data)] = data
+
+
+def _sectors(change: _Change) -> list[_Change]:
+    """A write in the pieces that a disk writes whole."""
+    if not change.data:
+        return [change]
+    start, end = change.offset, change.offset + len(change.data)
+    cuts = [start, *range(start - start % SECTOR + SECTOR, end, SECTOR), end]
+    return [
+        _Change(at, change.data[at - start : to - start]) for at, to in itertools.pairwise(cuts)
+    ]
+
+
+def _read_all(directory: Path) -> dict[str, bytes]:
+    if not directory.exists():
+        return {}
+    return {
+        path.name: path.read_bytes()
+        for path in directory.iterdir()
+        if path.is_file() and not path.name.endswith("-shm")
+    }
