@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parent.parent / "docs"
+from strongroom.settings import variables
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PROSE = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("examples/*/*.md")])
 PAGES = ["store.md", "evolving-a-model.md", "writing-a-provider.md"]
 
 
@@ -26,3 +31,21 @@ async def test_the_examples_of_a_page_run(page: str, tmp_path, monkeypatch) -> N
         result = eval(code, names)
         if inspect.isawaitable(result):
             await result
+
+
+def test_the_readme_has_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `(FAME_\w+)` \|\s*(.*?)\s*\|", README.read_text(), re.MULTILINE)
+    documented = {name: default.strip("`") for name, default in rows}
+    expected = {
+        name: "" if default is None else str(default).lower()
+        for name, default in variables().items()
+    }
+    expected["FAME_NODE_ID"] = "kept in storage"
+    assert documented == expected
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
