@@ -34,7 +34,7 @@ async def opened(directory: Path) -> AsyncIterator[EncryptedSqliteProvider]:
 
 
 async def verify(provider: EncryptedSqliteProvider) -> int:
-    return provider.files.keystore.trail.verify(await provider.audit())
+    return await provider.verify_audit()
 
 
 async def rewrite(provider: EncryptedSqliteProvider, number: int, line: Line | None) -> None:

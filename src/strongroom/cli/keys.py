@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,15 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from strongroom.cli.output import KEYSTORES, Directory, Json, show, storage_settings, write
+from strongroom.cli.output import (
+    KEYSTORES,
+    Directory,
+    Json,
+    new_file,
+    show,
+    storage_settings,
+    write,
+)
 from strongroom.errors import KeystoreMissing, MasterKeyInvalid
 from strongroom.keys.keystore import Keystore
 from strongroom.keys.master import new_master_key, read_master_key
@@ -193,11 +200,6 @@ def _print_secret(text: str, out: Path | None) -> None:
     if out is None:
         print(text, end="")
         return
-    try:
-        descriptor = os.open(out, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        message = f"{out} is there already. Try: another name"
-        raise typer.BadParameter(message, param_hint="--out") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    with new_file(out) as file:
+        file.write(text.encode())
     print(f"{out} is written, for its owner alone.", file=sys.stderr)

@@ -60,6 +60,10 @@ def main() -> None:
     except StrongroomError as error:
         hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), "")
         _fail(f"{error}{hint}", error.exit_code)
+    except OSError as error:
+        _fail(
+            f"{error}. Try: see that it exists, and that you may use it", StrongroomError.exit_code
+        )
     except Exception as error:
         logging.getLogger("strongroom").debug("", exc_info=True)
         _fail(f"{type(error).__name__}: {error}. This is a defect.", INTERNAL_ERROR)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 import msgspec
 import typer
@@ -74,6 +75,8 @@ async def without_progress(items: AsyncIterator[Any]) -> AsyncIterator[bytes]:
         tell: Callable[[commands.Progress], None] | None = None
         async for item in items:
             if not isinstance(item, commands.Progress):
+                open_bar.close()
+                tell = None
                 yield item
             elif sys.stderr.isatty():
                 tell = tell or open_bar.enter_context(_Bar()).tell
@@ -100,6 +103,15 @@ class _Bar(Progress):
     def __enter__(self) -> Self:
         self.start()
         return self
+
+
+def new_file(path: Path) -> BinaryIO:
+    """A new file for its owner alone; one that is there is not touched."""
+    try:
+        return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
+    except OSError as error:
+        message = f"{path} cannot be made: {error.strerror}. Try: another name"
+        raise typer.BadParameter(message, param_hint="--out") from None
 
 
 def write(line: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,15 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 import typer
 
-from strongroom.cli.output import Directory, Json, Namespace, show, storage_settings, write
+from strongroom.cli.output import (
+    Directory,
+    Json,
+    Namespace,
+    new_file,
+    show,
+    storage_settings,
+    write,
+)
 from strongroom.errors import ImportInvalid, InvalidKey
 from strongroom.nodes.admin import operate
 from strongroom.nodes.commands import Item
@@ -272,19 +279,11 @@ async def _export(directory: Path | None, namespace: str, out: Path | None) -> N
                 write(item)
             return
         count = 0
-        with os.fdopen(_new_file(out), "wb") as file:
+        with new_file(out) as file:
             async for item in items:
                 file.write(item + b"\n")
                 count += 1
         print(f"{count} records are in {out}, in clear.", file=sys.stderr)
-
-
-def _new_file(path: Path) -> int:
-    try:
-        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        message = f"{path} is there already. Try: another name"
-        raise typer.BadParameter(message, param_hint="--out") from None
 
 
 async def _import(directory: Path | None, namespace: str, file: Path) -> tuple[int, int]:

@@ -54,12 +54,21 @@ class Trail(msgspec.Struct):
         """Forget the lines up to `newest`, as they stand in `__node_meta` now."""
         self.waiting = [line for line in self.waiting if line.number > newest]
 
-    def verify(self, lines: Sequence[Line]) -> int:
+    def copy(self) -> Trail:
+        """The end of the log as it is now."""
+        return msgspec.structs.replace(self, waiting=list(self.waiting))
+
+    def verify(self, lines: Sequence[Line], *, growing: bool = False) -> int:
         """Compare what `__node_meta` holds with the chain; returns the number of lines.
+
+        Args:
+            lines: Read after this trail was copied.
+            growing: A node runs, so what comes after this trail's end is newer than it.
 
         Raises:
             AuditBroken: A line is missing, changed, cut off, or too many.
         """
+        lines = lines[: self.count] if growing else lines
         count, head = 0, b""
         for line in (*lines, *(line for line in self.waiting if line.number > len(lines))):
             count += 1

@@ -132,9 +132,9 @@ class _Talk:
                     await asyncio.wait([following, answering], return_when=FIRST_COMPLETED)
                     line = await following if answering.done() else b""
                 finally:
-                    for task in (answering, following):
-                        task.cancel()
-                    await asyncio.wait([answering, following])
+                    answering.cancel()
+                    following.cancel()
+                    await asyncio.gather(answering, following, return_exceptions=True)
 
     async def _answer(self, line: bytes) -> None:
         try:
@@ -170,7 +170,9 @@ class _Talk:
 
 
 def _peer(connection: socket.socket) -> int:
-    """The user at the other end."""
+    """The user at the other end; where the system does not tell, the folder keeps others out."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return os.getuid()
     credentials = connection.getsockopt(
         socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
     )

@@ -318,7 +318,7 @@ async def _audit_show(provider: SqliteProvider) -> AsyncIterator[Any]:
 
 
 async def _audit_verify(provider: SqliteProvider) -> AsyncIterator[Any]:
-    yield {"lines": provider.files.keystore.trail.verify(await provider.audit())}
+    yield {"lines": await provider.verify_audit()}
 
 
 async def _doctor(provider: SqliteProvider) -> AsyncIterator[Any]:

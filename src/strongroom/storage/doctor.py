@@ -50,7 +50,8 @@ async def examine_running(provider: SqliteProvider, tell: Tell) -> list[Finding]
     findings = list(_surroundings(provider.files))
     progress = _Bytes(provider.files, tell)
     for namespace in await provider.namespaces():
-        reading = _Reading(provider.files, namespace, progress, provider.typed.get(namespace))
+        typed = provider.typed.get(namespace)
+        reading = _Reading(provider.files, namespace, progress, typed, running=True)
         try:
             store = await provider.open(namespace)
             findings += await store.examine(reading.findings)
@@ -192,7 +193,11 @@ class _Reading:
         namespace: str,
         progress: _Bytes,
         store: KeyValueStore[Any] | None = None,
+        *,
+        running: bool = False,
     ) -> None:
+        self._running = running
+        self._trail = files.keystore.trail.copy()
         self._files = files
         self._store = store
         self._namespace = namespace
@@ -288,7 +293,7 @@ class _Reading:
 
     def _check_audit(self) -> Finding:
         try:
-            count = self._files.keystore.trail.verify(self._audit)
+            count = self._trail.verify(self._audit, growing=self._running)
         except StorageError as error:
             return problem(error)
         return Finding(_OK, f"The {count} lines of the audit log are complete and unchanged.")

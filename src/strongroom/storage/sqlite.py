@@ -149,6 +149,15 @@ class SqliteProvider(StorageProvider):
         page = await self._meta.scan(AUDIT, limit=None, max_bytes=None)
         return [msgspec.json.decode(record.value, type=Line) for record in page.records]
 
+    async def verify_audit(self) -> int:
+        """Compare the audit log with its chain; returns the number of lines.
+
+        Raises:
+            AuditBroken: A line is missing, or was changed or cut off.
+        """
+        trail = self.files.keystore.trail.copy()
+        return trail.verify(await self.audit(), growing=True)
+
     # --- namespaces ---------------------------------------------------------------------------
 
     @property
