@@ -116,6 +116,17 @@ async def test_a_data_key_changes_while_others_write_and_read(tmp_path: Path) ->
     assert (tmp_path / "notes_encrypted_value.db").read_bytes()[3:11] == entry.key.file_id
 
 
+async def test_a_rotation_leaves_no_file_open(tmp_path: Path) -> None:
+    async with provider(tmp_path) as opened:
+        await fill(opened, 10)
+        await opened.rotate(["notes"])
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            await opened.rotate(["notes"])
+            assert len(await keys(opened)) == 10
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2  # a scanner's
+
+
 async def test_all_namespaces_rotate_the_nodes_own_too(tmp_path: Path) -> None:
     async with provider(tmp_path) as opened:
         await fill(opened, 10)

@@ -185,3 +185,15 @@ async def test_memory_has_no_socket(runtime: Path) -> None:
     async with admin_socket(provider, dict):
         assert not list(runtime.iterdir())
     await provider.close()
+
+
+async def test_a_runtime_folder_with_too_long_a_name_is_passed_over(
+    settings: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    async with Node(Settings(storage=settings)) as running, operate(settings) as ask:
+        [status] = await ask_for(ask, STATUS)
+        assert status["id"] == running.id
+    assert not list(long.iterdir())

@@ -32,6 +32,7 @@ from strongroom.storage.records import StorageProvider
 from strongroom.storage.sqlite import SqliteProvider
 
 MAX_LINE = 128 * 1024 * 1024  # a value of 64 MiB in base64 fits
+MAX_PATH = 107  # of a Unix socket
 STATUS = "status"
 
 log = logging.getLogger("strongroom.nodes")
@@ -185,30 +186,24 @@ def _peer(connection: socket.socket) -> int:
 
 def _place(directory: Path) -> Path:
     """Where the owner of a directory listens; the folder is made if it is not there."""
-    folder = _folders(os.getuid())[0]
+    path = _sockets(directory)[0]
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
+        path.parent.mkdir(mode=0o700)
+    found = path.parent.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{folder} is not a folder of this user's alone")
-    return folder / _name(directory)
-
-
-def _folders(user: int) -> list[Path]:
-    """Where the sockets of a user may be, the best first."""
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{user}")
-    private = [runtime / "strongroom"] if os.access(runtime, os.W_OK) else []
-    return [*private, Path(f"/tmp/strongroom-{user}")]  # noqa: S108  # its owner is checked
+        raise PermissionError(f"{path.parent} is not a folder of this user's alone")
+    return path
 
 
 def _sockets(directory: Path) -> list[Path]:
-    """Where the owner of a directory may listen."""
-    return [folder / _name(directory) for folder in _folders(directory.stat().st_uid)]
-
-
-def _name(directory: Path) -> str:
+    """Where the owner of a directory may listen, the best first."""
     found = directory.stat()
-    return f"{found.st_dev:x}-{found.st_ino:x}.sock"
+    name = f"{found.st_dev:x}-{found.st_ino:x}.sock"
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{found.st_uid}")
+    folders = [runtime / "strongroom"] if os.access(runtime, os.W_OK) else []
+    folders.append(Path(f"/tmp/strongroom-{found.st_uid}"))  # noqa: S108  # its owner is checked
+    paths = [folder / name for folder in folders]
+    return [path for path in paths if len(os.fsencode(path)) <= MAX_PATH]
 
 
 # --- the operator's side ----------------------------------------------------------------------
