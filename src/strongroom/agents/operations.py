@@ -58,6 +58,7 @@ class Operation:
     def __init__(self, attribute: str, function: Callable[..., Any], *, streaming: bool) -> None:
         self.attribute = attribute
         self.streaming = streaming or inspect.isasyncgenfunction(function)
+        self._is_async = inspect.iscoroutinefunction(function)
         hints = _type_hints(function)
         self._signature = _without_self(inspect.signature(function))
         self._readers = {
@@ -79,7 +80,9 @@ class Operation:
         """
         args, kwargs = self._read(params)
         outcome = getattr(agent, self.attribute)(*args, **kwargs)
-        return _write_items(outcome) if self.streaming else _write_result(outcome)
+        if self.streaming:
+            return _write_items(outcome)
+        return _write_result(outcome if self._is_async else _as_awaitable(outcome))
 
     def _read(self, params: Raw) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = unpack(params)
@@ -173,8 +176,12 @@ def _enc_hook(value: Any) -> Any:
 _encode = msgspec.json.Encoder(enc_hook=_enc_hook).encode
 
 
-async def _write_result(outcome: Any) -> bytes:
-    return to_json(await outcome if inspect.isawaitable(outcome) else outcome)
+async def _write_result(outcome: Awaitable[Any]) -> bytes:
+    return to_json(await outcome)
+
+
+async def _as_awaitable(outcome: Any) -> Any:
+    return await outcome if inspect.isawaitable(outcome) else outcome
 
 
 async def _write_items(items: Any) -> AsyncGenerator[bytes, None]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import partial
 
 from strongroom.errors import ProtocolError, StreamStalled
@@ -129,7 +129,8 @@ class Channel:
     def _flow_out(self, flow_id: str) -> _Outgoing:
         flow = self._outgoing.get(flow_id)
         if flow is None:
-            self._make_room()
+            if not self._has_room(self._outgoing):
+                raise StreamStalled(f"More than {MAX_FLOWS} flows wait for {self.link.name}.")
             # Nobody gives credit to messages without a flow.
             flow = _Outgoing(WINDOW if flow_id else sys.maxsize)
             self._outgoing[flow_id] = flow
@@ -211,7 +212,8 @@ class Channel:
         flow_id = envelope.flow_id or ""
         flow = self._incoming.get(flow_id)
         if flow is None:
-            self._make_room()
+            if not self._has_room(self._incoming):
+                raise ProtocolError(f"more than {MAX_FLOWS} flows are in use")
             flow = self._incoming[flow_id] = _Incoming()
         flow.touched = True
         flow.held += 1
@@ -246,12 +248,10 @@ class Channel:
 
     # --- the life of flows ---
 
-    def _make_room(self) -> None:
-        if max(len(self._outgoing), len(self._incoming)) < MAX_FLOWS:
-            return
-        self._forget_idle(even_if_touched=True)
-        if max(len(self._outgoing), len(self._incoming)) >= MAX_FLOWS:
-            raise ProtocolError(f"more than {MAX_FLOWS} flows are in use")
+    def _has_room(self, flows: Sized) -> bool:
+        if len(flows) >= MAX_FLOWS:
+            self._forget_idle(even_if_touched=True)
+        return len(flows) < MAX_FLOWS
 
     def _sweep(self) -> None:
         self._forget_idle()

@@ -23,6 +23,7 @@ from strongroom.fabric.envelope import DeliveryAck
 
 NULL = b"null"
 STREAM_CLOSED = "STREAM_CLOSED"
+STREAM_STALLED = "STREAM_STALLED"
 AWAY = {"CHILD_UNREACHABLE", "PEER_UNREACHABLE", "ROUTE_CONNECTOR_CLOSED", "CALL_INTERRUPTED"}
 """Codes of nacks for a receiver that exists and is not there now."""
 CALL_INTERRUPTED = "CALL_INTERRUPTED"
@@ -39,7 +40,7 @@ _NACKS: dict[str | None, type[FabricError]] = {
     "PEER_UNREACHABLE": NoRoute,
     "ROUTE_CONNECTOR_CLOSED": CallInterrupted,  # the request was sent into a closing socket
     CALL_INTERRUPTED: CallInterrupted,
-    "STREAM_STALLED": StreamStalled,
+    STREAM_STALLED: StreamStalled,
     "MESSAGE_TOO_LARGE": MessageTooLarge,
 }
 

@@ -18,6 +18,7 @@ from strongroom.fabric.envelope import Data, DeliveryAck, Envelope, FlowFlag, Re
 from strongroom.fabric.flow import STALL, Taken
 from strongroom.fabric.rpc import (
     NULL,
+    STREAM_STALLED,
     ErrorDetail,
     Handler,
     Request,
@@ -100,7 +101,7 @@ class Served:
         try:
             await self._answer(handler, envelope, request)
         except StreamStalled as error:
-            await self._nack(envelope, "STREAM_STALLED", error)
+            await self._nack(envelope, STREAM_STALLED, error)
         except MessageTooLarge as error:
             await self._nack(envelope, "MESSAGE_TOO_LARGE", error)
         except FabricError as error:

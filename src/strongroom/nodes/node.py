@@ -43,7 +43,8 @@ from strongroom.storage.records import StorageProvider
 
 RETRY_WINDOW = 10.0
 """So long after a sentinel's restart a missing route may still come back."""
-MAX_FLOWS = 1024
+MAX_DESTINATIONS = 512
+LANES = 4
 
 log = logging.getLogger("strongroom.nodes")
 
@@ -78,7 +79,8 @@ class Node:
         self._handlers: dict[str, Handler] = {}
         self._pools: list[Address] = []
         self._residents: list[Resident] = []
-        self._flows: dict[str, str] = {}
+        self._flows: dict[str, list[str]] = {}
+        self._turn = 0
         self._uplink: Uplink | None = None
         self._delivery: Delivery | None = None
         self._open = AsyncExitStack()
@@ -315,17 +317,22 @@ class Node:
     def _seal(self, envelope: Envelope) -> bytes:
         envelope.sid = self._sid
         if envelope.flow_id is None:
-            envelope.flow_id = self._flow_to(envelope.to or "")
+            envelope.flow_id = self._flow_to(envelope)
         return encode(envelope)
 
-    def _flow_to(self, destination: str) -> str:
-        # One flow for each destination, so that one that takes nothing stops no other.
-        flow_id = self._flows.get(destination)
-        if flow_id is None:
-            if len(self._flows) >= MAX_FLOWS:
+    def _flow_to(self, envelope: Envelope) -> str:
+        # Flows for each destination, so that one that takes nothing stops no other. Calls and
+        # answers take them in turn; plain messages, whose order matters, keep to the first.
+        destination = envelope.to or ""
+        flows = self._flows.get(destination)
+        if flows is None:
+            if len(self._flows) >= MAX_DESTINATIONS:
                 self._flows.clear()
-            flow_id = self._flows[destination] = new_id()
-        return flow_id
+            flows = self._flows[destination] = [new_id() for _ in range(LANES)]
+        if envelope.corr_id is None:
+            return flows[0]
+        self._turn = (self._turn + 1) % LANES
+        return flows[self._turn]
 
     def _channel_to(self, envelope: Envelope) -> Channel | None:
         """The way to `to`; None while the link to the sentinel is down."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from strongroom.errors import CallError, InvalidAddress, NoRoute
+from strongroom.errors import CallError, FabricError, InvalidAddress, NoRoute, StreamStalled
 from strongroom.fabric.address import is_address, new_id
 from strongroom.fabric.admission import answer, check_may_listen, refusal
 from strongroom.fabric.envelope import (
@@ -36,7 +36,7 @@ from strongroom.fabric.envelope import (
 from strongroom.fabric.flow import Channel, Taken, ends_flow
 from strongroom.fabric.link import Link, listen
 from strongroom.fabric.routes import NO_ROUTE, Routes
-from strongroom.fabric.rpc import CALL_INTERRUPTED, read_response
+from strongroom.fabric.rpc import CALL_INTERRUPTED, STREAM_STALLED, read_response
 from strongroom.nodes.client import Fabric
 from strongroom.nodes.process import run_until_stopped
 from strongroom.settings import Settings
@@ -300,13 +300,13 @@ class Sentinel(Fabric):
                 self._deliver(source.channel, envelope, data, taken)
                 return
             child = self._find(envelope, source)
-        except (NoRoute, InvalidAddress) as error:
+            flow_id = envelope.flow_id or ""
+            child.channel.post(flow_id, data, taken)
+        except (NoRoute, InvalidAddress, StreamStalled) as error:
             taken()
             self._undeliverable(envelope, error)
             return
         child.called(envelope)
-        flow_id = envelope.flow_id or ""
-        child.channel.post(flow_id, data, taken)
         if ends_flow(envelope):
             child.channel.end_flow(flow_id)
 
@@ -324,11 +324,12 @@ class Sentinel(Fabric):
         child.called(envelope)
         return child.channel
 
-    def _undeliverable(self, envelope: Envelope, error: NoRoute | InvalidAddress) -> None:
+    def _undeliverable(self, envelope: Envelope, error: FabricError) -> None:
         if isinstance(envelope.frame, Data) and envelope.reply_to and envelope.corr_id:
             call = _Call(envelope.id, envelope.reply_to, envelope.trace_id, is_stream=False)
-            code = str(error.code) if isinstance(error, NoRoute) else NO_ROUTE
-            self._nack(call, envelope.corr_id, code, str(error))
+            code = error.code if isinstance(error, NoRoute) else None
+            code = STREAM_STALLED if isinstance(error, StreamStalled) else code or NO_ROUTE
+            self._nack(call, envelope.corr_id, str(code), str(error))
 
     def _nack(self, call: _Call, corr_id: str, code: str, reason: str) -> None:
         nack = Envelope(
