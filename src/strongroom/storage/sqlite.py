@@ -56,6 +56,7 @@ class SqliteProvider(StorageProvider):
         self._stores: dict[str, SqliteStore] = {}
         self._changing = asyncio.Lock()
         self._rotating = asyncio.Lock()
+        self._marking = asyncio.Lock()
         self._closed = False
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="strongroom")
         self._ticking: asyncio.Task[None] | None = None
@@ -88,7 +89,7 @@ class SqliteProvider(StorageProvider):
     async def drop(self, namespace: str) -> None:
         if namespace == META:
             raise InvalidNamespace(f"{META} is the node's own, and cannot be dropped.")
-        async with self._rotating, self._changing:
+        async with self._rotating, self._changing, self._marking:
             if namespace not in self.files.keystore.entries:
                 return
             if store := self._stores.pop(namespace, None):
@@ -266,15 +267,18 @@ class SqliteProvider(StorageProvider):
 
     async def _mark(self, stores: list[SqliteStore]) -> None:
         """Note how far stores have come, in their files first and then in `__node_meta`."""
-        writes = []
-        for store in stores:
-            stamp = secrets.token_bytes(8)
-            known = self.files.marks.get(store.namespace, Mark()).stamp
-            mark = Mark(await store.mark(stamp, known), stamp)
-            self.files.marks[store.namespace] = mark
-            writes.append(Write(f"{MARK}{store.namespace}", msgspec.json.encode(mark)))
-        if writes:
-            await self._meta.apply(writes)
+        if not stores:
+            return
+        async with self._marking:  # a store knows its last two stamps: they come one by one
+            marks = {}
+            for store in stores:
+                stamp = secrets.token_bytes(8)
+                known = self.files.marks.get(store.namespace, Mark()).stamp
+                marks[store.namespace] = Mark(await store.mark(stamp, known), stamp)
+            await self._meta.apply(
+                [Write(f"{MARK}{name}", msgspec.json.encode(mark)) for name, mark in marks.items()]
+            )
+            self.files.marks.update(marks)
 
     def _unmarked(self, store: SqliteStore) -> bool:
         return not (store.marked or store.closed or store.namespace == META)
