@@ -64,7 +64,9 @@ def test_narrow_errors_have_exit_codes_of_their_own() -> None:
     assert not {2, 70, 130} & {kind.exit_code for kind in own}
 
 
-@pytest.mark.parametrize("page", ["keys.md", "after-a-leak.md"])
+@pytest.mark.parametrize(
+    "page", ["keys.md", pytest.param("after-a-leak.md", marks=pytest.mark.slow)]
+)
 def test_the_commands_of_a_page_run(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
     script = """set -e

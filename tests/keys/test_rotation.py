@@ -11,14 +11,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from pydantic import BaseModel
 
-from strongroom.errors import InvalidNamespace, NotSupported, StoreRolledBack, WrongMasterKey
+from strongroom.errors import (
+    InvalidNamespace,
+    NotSupported,
+    StoreRolledBack,
+    StoreUnavailable,
+    WrongMasterKey,
+)
 from strongroom.keys.keystore import State
 from strongroom.keys.master import MasterKey, new_master_key
 from strongroom.settings import StorageSettings
 from strongroom.storage.providers import open_provider
+from strongroom.storage.records import Write
 from strongroom.storage.sqlite import SqliteProvider
 from strongroom.testing import leak_scan
 
@@ -239,3 +247,21 @@ async def test_a_copy_from_before_a_rotation_is_told_apart(tmp_path: Path) -> No
     with pytest.raises(StoreRolledBack, match="before its data key was rotated"):
         async with provider(tmp_path):
             pass
+
+
+async def test_a_store_whose_writer_broke_opens_again_while_it_is_scanned(tmp_path: Path) -> None:
+    def fail(_: object) -> None:
+        raise apsw.IOError("injected")
+
+    async with provider(tmp_path) as opened:
+        await fill(opened, 1000)
+        store = await opened.open("notes")
+        for number in range(3):
+            scans = [asyncio.create_task(store.scan(limit=None, max_bytes=None)) for _ in range(6)]
+            with pytest.raises(StoreUnavailable):
+                await store.on_writer(fail)
+            await store.apply([Write(f"new {number}", b"new")])
+            for page in await asyncio.gather(*scans):
+                assert len(page.records) >= 1000
+        await opened.rotate(["notes"])
+        assert await store.count() == 1003

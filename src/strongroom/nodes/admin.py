@@ -34,6 +34,8 @@ from strongroom.storage.sqlite import SqliteProvider
 MAX_LINE = 128 * 1024 * 1024  # a value of 64 MiB in base64 fits
 MAX_PATH = 107  # of a Unix socket
 STATUS = "status"
+STALLED = 60.0
+"""An operator who takes nothing for so long is left: an export of his holds back rotations."""
 
 log = logging.getLogger("strongroom.nodes")
 
@@ -167,7 +169,8 @@ class _Talk:
 
     async def _send(self, reply: Reply) -> None:
         self._writer.write(msgspec.json.encode(reply) + b"\n")
-        await self._writer.drain()
+        async with asyncio.timeout(STALLED):
+            await self._writer.drain()
 
 
 def _peer(connection: socket.socket) -> int:

@@ -326,23 +326,33 @@ class SqliteStore(RecordStore):
                 path=self.path,
                 namespace=self.namespace,
             )
-        async with self._opening:
-            if self.closed:
-                self._refuse_closed()
+        while self.closed or self._writer is None or self._writer.broken:
+            if self._writer is not None:
+                await self._close_broken()
+            async with self._opening:
+                if self.closed:
+                    self._refuse_closed()
+                if self._writer is None:
+                    await self._start_writer()
+        return self._writer
+
+    async def _close_broken(self) -> None:
+        """Close all, since nothing may be open when a file's header is read."""
+        async with self._scans_ended(), self._opening:
             if self._writer is not None and self._writer.broken:
-                await self._disconnect_writer()
-            if self._writer is None:
-                loop = asyncio.get_running_loop()
-                connections = await loop.run_in_executor(self._threads, self._connect)
-                writing, self._reader, head, self._due = connections
-                self._writer = Writer(
-                    writing,
-                    self.path,
-                    revision=head.revision,
-                    clock=self._clock,
-                    settle=self._settle,
-                )
-            return self._writer
+                await self._disconnect()
+
+    async def _start_writer(self) -> None:
+        loop = asyncio.get_running_loop()
+        connections = await loop.run_in_executor(self._threads, self._connect)
+        writing, self._reader, head, self._due = connections
+        self._writer = Writer(
+            writing,
+            self.path,
+            revision=head.revision,
+            clock=self._clock,
+            settle=self._settle,
+        )
 
     def _connect(self) -> tuple[apsw.Connection, apsw.Connection, tables.Head, int | None]:
         self._key = self._unlock()
@@ -376,18 +386,12 @@ class SqliteStore(RecordStore):
             yield
 
     async def _disconnect(self, last: Callable[[apsw.Connection], None] | None = None) -> None:
-        for connection in self._scanners:
-            connection.close()
-        self._scanners.clear()
-        await self._disconnect_writer(last)
-
-    async def _disconnect_writer(
-        self, last: Callable[[apsw.Connection], None] | None = None
-    ) -> None:
         writer, self._writer = self._writer, None
         reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.close()
+        for connection in (reader, *self._scanners):
+            if connection is not None:
+                connection.close()
+        self._scanners.clear()
         if writer is not None:
             try:
                 if last is not None:
