@@ -13,10 +13,12 @@ from processes import Program, attach_url, free_port, running
 from proxy import proxied
 
 from strongroom import Agent, Fabric, Settings
-from strongroom.errors import CallError, CallInterrupted, CallTimeout, FabricError
+from strongroom.errors import CallError, CallInterrupted, CallTimeout, FabricError, NoRoute
 from strongroom.fabric import link
+from strongroom.fabric.rpc import Target
 from strongroom.nodes import uplink
 from strongroom.nodes.sentinel import Sentinel
+from strongroom.settings import StorageSettings
 
 
 async def answer_again(remote: Probe, within: float = 2.0) -> float:
@@ -130,6 +132,29 @@ async def test_clock_jumps_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
         for jump in (10**9, -(10**9)):
             monkeypatch.setattr(time, "time", lambda jump=jump: time.time_ns() / 1e9 + jump)
             assert await remote.echo(jump) == jump
+
+
+async def test_calls_to_a_node_that_is_just_returning_wait_for_its_names(tmp_path: Path) -> None:
+    kept = StorageSettings(profile="sqlite", directory=tmp_path)
+
+    class Slow(Probe):
+        async def start(self) -> None:
+            calls.append(asyncio.create_task(client.calls.call(target, "echo", b'{"value":1}')))
+            await asyncio.sleep(0.2)
+
+    calls: list[asyncio.Task[object]] = []
+    target = Target(ADDRESS)
+    async with sentinel() as hub, fabric(hub) as client:
+        async with fabric(hub, storage=kept) as node:
+            await node.serve(Probe(), ADDRESS)
+            await node.serve(Probe(), "gone@fame.fabric")
+        async with fabric(hub, storage=kept) as node:
+            gone = asyncio.create_task(Probe.remote("gone@fame.fabric", fabric=client).echo(1))
+            await node.serve(Slow(), ADDRESS)
+            assert bytes(await calls[0]) == b"1"
+            node._returning.give_up()
+            with pytest.raises(NoRoute):
+                await gone
 
 
 def descriptors() -> int:

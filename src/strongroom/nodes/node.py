@@ -36,6 +36,7 @@ from strongroom.fabric.rpc import Handler
 from strongroom.fabric.serving import Served
 from strongroom.nodes.delivery import Delivery
 from strongroom.nodes.housekeeping import Housekeeping
+from strongroom.nodes.returning import Returning
 from strongroom.nodes.uplink import Uplink
 from strongroom.settings import Settings
 from strongroom.storage.providers import open_provider
@@ -118,6 +119,8 @@ class Node:
             )
             answered = self._delivery.answered if self._delivery else None
             self._served = Served(self._transmit, self._sys_address, answered)
+            self._returning = Returning(await self._kept.bindings(), self._deliver_data)
+            opening.callback(self._returning.give_up)
             await self._join(opening)
             if self._delivery is not None:
                 await self._delivery.start()
@@ -235,6 +238,7 @@ class Node:
             self._pools.append(parsed)
         await self._kept.bound(address, list(handler.capabilities))
         await self._announce(parsed, handler)
+        self._returning.bound(str(parsed))
         if self._delivery is not None:
             names = {name for name, bound in self._handlers.items() if bound is handler}
             self._delivery.resume(self._served, handler, names)
@@ -395,7 +399,7 @@ class Node:
             self.calls.on_reply(envelope, data.payload, taken)
         elif handler is not None:
             self._served.start(handler, envelope, data, taken)
-        else:
+        elif not self._returning.hold(envelope, data, taken):
             taken()
             reason = f"Unroutable to {_target(envelope)}"
             self._acknowledge(envelope, DeliveryAck(ok=False, code=NO_ROUTE, reason=reason))
