@@ -68,7 +68,7 @@ def test_a_child_that_is_away_is_not_an_unknown_address(routes: Routes) -> None:
     with pytest.raises(NoRoute) as caught:
         routes.find("x@fame.fabric", None, "1")
     assert caught.value.code == "CHILD_UNREACHABLE"
-    routes.forget("a")
+    routes.unbind("a", "x@fame.fabric")
     with pytest.raises(NoRoute) as caught:
         routes.find("x@fame.fabric", None, "1")
     assert caught.value.code == "NO_ROUTE"

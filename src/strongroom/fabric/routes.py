@@ -80,12 +80,6 @@ class Routes:
         if not child.addresses:
             del self.children[system_id]
 
-    def forget(self, system_id: str) -> None:
-        """Drop a child with all its names."""
-        for address in list(self.child(system_id).addresses):
-            self.unbind(system_id, address)
-        del self.children[system_id]
-
     def find(self, to: str | None, capabilities: Sequence[str] | None, message_id: str) -> str:
         """The id of the child to which a message goes.
 
