@@ -162,6 +162,17 @@ async def test_a_directory_at_rest_is_opened_for_the_command(settings: StorageSe
         assert record["value"] == {"text": "Hello"}
 
 
+async def test_an_export_that_is_left_does_not_hold_up_the_end(settings: StorageSettings) -> None:
+    provider = await open_provider(settings)
+    store = await provider.get_kv_store(Note, "notes")
+    await store.set_many({f"{n:04}": Note(text="note") for n in range(1000)})
+    await provider.close()
+    with pytest.raises(BrokenPipeError):
+        async with asyncio.timeout(10), operate(settings) as ask:
+            async for _ in ask("store.export", namespace="notes"):
+                raise BrokenPipeError
+
+
 async def test_a_directory_without_data_is_not_made(tmp_path: Path) -> None:
     for directory in (None, tmp_path / "nothing"):
         with pytest.raises(SettingsError):

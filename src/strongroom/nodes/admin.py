@@ -16,7 +16,7 @@ import socket
 import stat
 import struct
 from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ class _Talk:
 
     async def _run(self, request: Request) -> None:
         items = commands.run(self._provider, request.command, request.arguments)
-        async with contextlib.aclosing(items):  # type: ignore[type-var]  # a generator, all of them
+        async with contextlib.aclosing(items):
             async for item in items:
                 if isinstance(item, Progress):
                     await self._send(Reply(progress=item))
@@ -242,10 +242,15 @@ async def operate(settings: StorageSettings, *, running: bool = False) -> AsyncI
         raise OwnerUnreachable(
             f"{directory} is in use by a process that has no admin socket. Try: stop it"
         ) from error
-    try:
-        yield lambda command, **arguments: _run_here(provider, command, arguments)
-    finally:
-        await provider.close()
+    async with contextlib.AsyncExitStack() as asked:
+        asked.push_async_callback(provider.close)
+
+        def ask(command: str, **arguments: Any) -> AsyncIterator[Any]:
+            items = _run_here(provider, command, arguments)
+            asked.push_async_callback(items.aclose)  # one that was left holds its store open
+            return items
+
+        yield ask
 
 
 def _directory(settings: StorageSettings) -> Path:
@@ -273,9 +278,10 @@ async def _connect(
 
 async def _run_here(
     provider: StorageProvider, command: str, arguments: dict[str, Any]
-) -> AsyncIterator[Any]:
-    async for item in commands.run(provider, command, arguments):
-        yield item if isinstance(item, Progress) else msgspec.json.encode(item)
+) -> AsyncGenerator[Any, None]:
+    async with contextlib.aclosing(commands.run(provider, command, arguments)) as items:
+        async for item in items:
+            yield item if isinstance(item, Progress) else msgspec.json.encode(item)
 
 
 async def _ask(

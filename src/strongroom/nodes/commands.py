@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from strongroom.storage.records import (
 from strongroom.storage.sqlite import SqliteProvider
 
 T = TypeVar("T")
-Command = Callable[..., AsyncIterator[Any]]
+Command = Callable[..., AsyncGenerator[Any, None]]
 
 MAX_VERSION = 65535
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,7 +47,7 @@ class Progress(msgspec.Struct, frozen=True):
     total: int
 
 
-def run(provider: object, command: str, arguments: dict[str, Any]) -> AsyncIterator[Any]:
+def run(provider: object, command: str, arguments: dict[str, Any]) -> AsyncGenerator[Any, None]:
     """Run a command of `COMMANDS`.
 
     Raises:
@@ -118,14 +119,14 @@ class Item(msgspec.Struct, omit_defaults=True):
         return Write(self.key, value, expires)
 
 
-async def _ls(provider: SqliteProvider) -> AsyncIterator[Any]:
+async def _ls(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
     for namespace in await provider.namespaces():
         store = await provider.open(namespace)
         size = provider.files.path(namespace).stat().st_size
         yield {"namespace": namespace, "records": await store.count(), "bytes": size}
 
 
-async def _stats(provider: SqliteProvider, namespace: str) -> AsyncIterator[Any]:
+async def _stats(provider: SqliteProvider, namespace: str) -> AsyncGenerator[Any, None]:
     store = await _existing(provider, namespace)
     head = await store.on_writer(tables.head)
     entry = provider.files.keystore.entries[namespace]
@@ -141,7 +142,7 @@ async def _stats(provider: SqliteProvider, namespace: str) -> AsyncIterator[Any]
     }
 
 
-async def _get(provider: SqliteProvider, namespace: str, key: str) -> AsyncIterator[Any]:
+async def _get(provider: SqliteProvider, namespace: str, key: str) -> AsyncGenerator[Any, None]:
     store = await _existing(provider, namespace)
     check_key(key)
     [record] = await store.read([key])
@@ -154,7 +155,7 @@ async def _get(provider: SqliteProvider, namespace: str, key: str) -> AsyncItera
 
 async def _put(
     provider: SqliteProvider, namespace: str, key: str, text: str, version: int | None = None
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """Store JSON, as the version of the model that wrote what is there unless one is given."""
     store = await _writable(provider, namespace)
     check_key(key)
@@ -168,7 +169,9 @@ async def _put(
     yield {"key": key, "revision": revision}
 
 
-async def _delete(provider: SqliteProvider, namespace: str, keys: list[str]) -> AsyncIterator[Any]:
+async def _delete(
+    provider: SqliteProvider, namespace: str, keys: list[str]
+) -> AsyncGenerator[Any, None]:
     await _existing(provider, namespace)
     store = await _writable(provider, namespace)
     for key in keys:
@@ -186,7 +189,7 @@ async def _scan(
     limit: int | None = None,
     reverse: bool = False,
     values: bool = True,
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     store = await _existing(provider, namespace)
     more = True
     while more and limit != 0:
@@ -202,7 +205,7 @@ async def _scan(
 
 async def _watch(
     provider: SqliteProvider, namespace: str, prefix: str = "", after: int | None = None
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     store = await _existing(provider, namespace)
     cursor = (await store.changes(None)).cursor if after is None else after
     while True:
@@ -215,18 +218,19 @@ async def _watch(
         cursor = changes.cursor
 
 
-async def _export(provider: SqliteProvider, namespace: str) -> AsyncIterator[Any]:
+async def _export(provider: SqliteProvider, namespace: str) -> AsyncGenerator[Any, None]:
     """All records as of one moment. The audit log knows of it before the first one leaves."""
     store = await _existing(provider, namespace)
     await provider.note("exported", namespace)
-    async for records in store.snapshot():
-        for record in records:
-            yield Item.of(record)
+    async with contextlib.aclosing(store.snapshot()) as pages:
+        async for records in pages:
+            for record in records:
+                yield Item.of(record)
 
 
 async def _import(
     provider: SqliteProvider, namespace: str, records: list[dict[str, Any]]
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """Store records, all or none; the caller has checked them."""
     store = await _writable(provider, namespace)
     writes = [msgspec.convert(record, Item).write() for record in records]
@@ -235,7 +239,7 @@ async def _import(
     yield {"stored": len(writes), "replaced": sum(record is not None for record in old)}
 
 
-async def _drop(provider: SqliteProvider, namespace: str) -> AsyncIterator[Any]:
+async def _drop(provider: SqliteProvider, namespace: str) -> AsyncGenerator[Any, None]:
     await _existing(provider, namespace)
     await provider.drop(namespace)
     yield {"namespace": namespace, "dropped": True}
@@ -261,7 +265,7 @@ def _time(microseconds: int) -> datetime:
 # --- keys, audit log, inspection --------------------------------------------------------------
 
 
-async def _rotate_master(provider: SqliteProvider, master_key: str) -> AsyncIterator[Any]:
+async def _rotate_master(provider: SqliteProvider, master_key: str) -> AsyncGenerator[Any, None]:
     master = await asyncio.to_thread(MasterKey, master_key)
     await provider.change_master(master)
     yield {"fingerprint": master.fingerprint, "generation": provider.files.keystore.generation}
@@ -269,19 +273,20 @@ async def _rotate_master(provider: SqliteProvider, master_key: str) -> AsyncIter
 
 async def _rotate_data(
     provider: SqliteProvider, namespaces: list[str] | None = None
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     rotated: list[str] = []
 
     async def rotate(tell: doctor.Tell) -> None:
         rotated.extend(await provider.rotate(namespaces, tell))
 
-    async for progress in _followed(rotate):
-        yield progress
+    async with contextlib.aclosing(_followed(rotate)) as progress:
+        async for step in progress:
+            yield step
     for namespace in rotated:
         yield {"namespace": namespace, "key": provider.files.keystore.entries[namespace].key.id}
 
 
-async def _key_status(provider: SqliteProvider) -> AsyncIterator[Any]:
+async def _key_status(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
     """What is under each key: the data in use by namespace, and the keys that were retired."""
     keystore = provider.files.keystore
     for namespace, entry in sorted(keystore.entries.items()):
@@ -311,29 +316,30 @@ async def _key_status(provider: SqliteProvider) -> AsyncIterator[Any]:
         }
 
 
-async def _audit_show(provider: SqliteProvider) -> AsyncIterator[Any]:
+async def _audit_show(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
     for line in await provider.audit():
         shown = {"number": line.number, "time": _time(line.time), "event": line.event}
         yield {**shown, "namespace": line.namespace, "detail": line.detail}
 
 
-async def _audit_verify(provider: SqliteProvider) -> AsyncIterator[Any]:
+async def _audit_verify(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
     yield {"lines": await provider.verify_audit()}
 
 
-async def _doctor(provider: SqliteProvider) -> AsyncIterator[Any]:
+async def _doctor(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
     findings: list[doctor.Finding] = []
 
     async def examine(tell: doctor.Tell) -> None:
         findings.extend(await doctor.examine_running(provider, tell))
 
-    async for progress in _followed(examine):
-        yield progress
+    async with contextlib.aclosing(_followed(examine)) as progress:
+        async for step in progress:
+            yield step
     for finding in findings:
         yield finding
 
 
-async def doctor_at_rest(settings: StorageSettings) -> AsyncIterator[Any]:
+async def doctor_at_rest(settings: StorageSettings) -> AsyncGenerator[Any, None]:
     """What `doctor` yields, for a directory that no node uses."""
     files = StoreFiles(settings, system_clock, encrypts=settings.profile == "encrypted-sqlite")
     findings: list[doctor.Finding] = []
@@ -341,18 +347,23 @@ async def doctor_at_rest(settings: StorageSettings) -> AsyncIterator[Any]:
     async def examine(tell: doctor.Tell) -> None:
         findings.extend(await asyncio.to_thread(doctor.examine_at_rest, files, tell))
 
-    async for progress in _followed(examine):
-        yield progress
+    async with contextlib.aclosing(_followed(examine)) as progress:
+        async for step in progress:
+            yield step
     for finding in findings:
         yield finding
 
 
-async def _followed(work: Callable[[doctor.Tell], Awaitable[None]]) -> AsyncIterator[Progress]:
+async def _followed(
+    work: Callable[[doctor.Tell], Awaitable[None]],
+) -> AsyncGenerator[Progress, None]:
     """Do something and tell how far it is; it ends when nobody listens any more."""
     loop = asyncio.get_running_loop()
     told: asyncio.Queue[Progress | None] = asyncio.Queue()
 
     def tell(what: str, done: int, total: int) -> None:
+        if working.done():  # cancelled, and a thread of it still reads
+            raise RuntimeError("nobody wants to know any more")
         loop.call_soon_threadsafe(told.put_nowait, Progress(what, done, total))
 
     working = asyncio.ensure_future(work(tell))

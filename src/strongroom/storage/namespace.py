@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Concatenate, NoReturn, ParamSpec, TypeVar
@@ -264,7 +264,7 @@ class SqliteStore(RecordStore):
             await self._disconnect(last)
             await asyncio.get_running_loop().run_in_executor(self._threads, swap)
 
-    async def snapshot(self, prefix: str = "") -> AsyncIterator[Sequence[Record]]:
+    async def snapshot(self, prefix: str = "") -> AsyncGenerator[Sequence[Record], None]:
         """All records whose keys begin with `prefix`, as of one moment, page by page.
 
         Meanwhile the log cannot be emptied, and a rotation waits: read on quickly, and to the end.
