@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,7 +19,7 @@ from strongroom.fabric.calls import TIMEOUT
 from strongroom.fabric.rpc import Target
 from strongroom.nodes.client import Fabric
 from strongroom.nodes.node import Node
-from strongroom.nodes.process import run_until_stopped
+from strongroom.nodes.process import run, run_until_stopped
 from strongroom.storage.records import StorageProvider
 
 AGENT_CAPABILITY = "fame.capability.agent"
@@ -173,8 +172,8 @@ class BaseAgent(Agent, Generic[S]):
         await run_until_stopped(lambda: self._served_at(address), log_level)
 
     def serve(self, address: str, *, log_level: str | int | None = None) -> None:
-        """Serve this agent at `address` in an event loop of its own."""
-        asyncio.run(self.aserve(address, log_level=log_level))
+        """Serve this agent at `address` in an event loop of its own: uvloop's, if installed."""
+        run(self.aserve(address, log_level=log_level))
 
     @asynccontextmanager
     async def _served_at(self, address: str) -> AsyncIterator[None]:

@@ -30,6 +30,7 @@ from strongroom.nodes import commands
 from strongroom.nodes.admin import STATUS, operate
 from strongroom.nodes.client import Fabric
 from strongroom.nodes.commands import Progress
+from strongroom.nodes.process import run
 from strongroom.nodes.sentinel import Sentinel
 from strongroom.settings import ATTACH_PATH, DEFAULT_PORT, Settings, StorageSettings
 from strongroom.storage import doctor
@@ -91,7 +92,7 @@ def sentinel() -> None:
     strongroom sentinel
     FAME_LISTENER_PORT=9000 FAME_STORAGE_PROFILE=encrypted-sqlite strongroom sentinel
     """
-    asyncio.run(Sentinel().aserve())
+    run(Sentinel().aserve())
 
 
 @app.command()
@@ -104,7 +105,7 @@ def agent(
     \b
     strongroom agent my_agents:Storage --address storage@fame.fabric
     """
-    asyncio.run(_agent_class(which)().aserve(address))
+    run(_agent_class(which)().aserve(address))
 
 
 def _agent_class(which: str) -> type[BaseAgent[Any]]:

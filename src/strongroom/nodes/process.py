@@ -8,14 +8,25 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from strongroom.errors import StrongroomError
 from strongroom.settings import Settings
 
+T = TypeVar("T")
+
 log = logging.getLogger("strongroom.nodes")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a node's main coroutine in an event loop of its own: uvloop's where it is installed."""
+    try:
+        import uvloop  # noqa: PLC0415 - an extra
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
 
 
 async def run_until_stopped(
