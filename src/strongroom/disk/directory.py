@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from strongroom.errors import DirectoryInUse, FilesystemUnsafe, StoreUnavailable
@@ -18,12 +19,26 @@ NETWORK_FILESYSTEMS = frozenset(
 _TEMPORARY = ".new"
 
 
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Say what it means that the disk refused."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{path} cannot be written: {error.strerror or error}. Try: see that the disk has "
+            "room and that the directory may be written",
+            path=path,
+        ) from error
+
+
 def make_directory(path: Path) -> None:
     """Create `path` and its missing parents, mode 0700, each durable in its parent."""
     missing = [p for p in (path, *path.parents) if not p.exists()]
-    for directory in reversed(missing):
-        directory.mkdir(mode=0o700, exist_ok=True)
-        sync_directory(directory.parent)
+    with _written(path):
+        for directory in reversed(missing):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            sync_directory(directory.parent)
 
 
 def check_filesystem(path: Path) -> None:
@@ -98,20 +113,21 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def sync_file(path: Path) -> None:
     """Make the bytes of a file durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(path, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    with _written(path):
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> None:
@@ -125,7 +141,7 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> 
     Raises:
         StoreUnavailable: The disk refused, or a file stands there already.
     """
-    try:
+    with _written(path):
         temporary = temporary_beside(path)
         try:
             write(temporary)
@@ -137,18 +153,13 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> 
         finally:
             remove_with_journals(temporary)
         sync_directory(path.parent)
-    except OSError as error:
-        raise StoreUnavailable(
-            f"{path} cannot be written: {error.strerror or error}. Try: see that the disk has "
-            "room and that the directory may be written",
-            path=path,
-        ) from error
 
 
 def temporary_beside(path: Path) -> Path:
     """A new empty file, mode 0600, that is to become `path`; deleted at the next start if not."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with _written(path):
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     return temporary
 
 
@@ -164,17 +175,20 @@ def replace_database(path: Path, new: Path) -> None:
         if log.exists():
             raise StoreUnavailable(f"{log} is in the way. Try it again.", path=log)
     sync_directory(path.parent)
-    new.replace(path)
+    with _written(path):
+        new.replace(path)
     sync_directory(path.parent)
 
 
 def remove_with_journals(path: Path) -> None:
     """Delete a database file and what SQLite may have left beside it."""
     for suffix in ("-wal", "-shm", "-journal", ""):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+        with _written(path):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def remove_leftovers(directory: Path) -> None:
     """Delete the unfinished files of a `write_whole` that was killed; they never held data."""
     for path in directory.glob(f".*.db.*{_TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+        with _written(path):
+            path.unlink(missing_ok=True)
