@@ -39,6 +39,7 @@ from strongroom.storage.writer import Waiting, Writer
 
 CACHE_BYTES = 16 * 1024 * 1024
 SCANNERS = 4
+ACKNOWLEDGED_AT_ONCE = 128  # callers in one turn of the event loop
 BUSY_MS = 10_000
 
 P = ParamSpec("P")
@@ -482,13 +483,23 @@ class SqliteStore(RecordStore):
         for waiting in batch:
             if waiting.error is None:
                 self._remember(waiting, now)
-                if not waiting.future.done():
-                    waiting.future.set_result(waiting.revisions)
-            elif not waiting.future.done():
-                waiting.future.set_exception(waiting.error)
         if self._writer is not None and self._writer.broken:
             self._cache.clear()
         self._notify()
+        self._acknowledge(batch)
+
+    def _acknowledge(self, batch: list[Waiting], first: int = 0) -> None:
+        """Tell the callers, some in each turn of the event loop: others wait for it too."""
+        end = first + ACKNOWLEDGED_AT_ONCE
+        for waiting in batch[first:end]:
+            if waiting.future.done():
+                continue  # cancelled
+            if waiting.error is None:
+                waiting.future.set_result(waiting.revisions)
+            else:
+                waiting.future.set_exception(waiting.error)
+        if end < len(batch):
+            asyncio.get_running_loop().call_soon(self._acknowledge, batch, end)
 
     def _remember(self, waiting: Waiting, now: int) -> None:
         for write, revision in zip(waiting.writes, waiting.revisions, strict=True):
