@@ -86,6 +86,37 @@ def check_round(directory: Path, profile: str, seconds: float) -> int:
     return sum(acknowledged.values())
 
 
+def kill_while_creating(directory: Path, seconds: float) -> bool:
+    """Kill a process while it makes its directory and namespaces; whether it had begun to."""
+    command = [sys.executable, __file__, "create", str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()  # it has started Python, which takes longer than all that follows
+        process.stdin.close()
+        time.sleep(seconds)
+        process.kill()
+    begun = directory.exists() and any(directory.iterdir())
+    for number in range(2):  # what stands there opens, and opens again
+        assert asyncio.run(contents(directory, "encrypted-sqlite")) == {}, number
+    return begun
+
+
+async def create_forever(directory: Path) -> None:
+    print("ready", flush=True)
+    sys.stdin.read()
+    provider = await open_provider(settings(directory, "encrypted-sqlite"))
+    for number in range(1_000_000):
+        await provider.get_kv_store(Item, f"made-{number}")
+
+
+def test_a_kill_while_directory_and_namespaces_are_made_leaves_what_opens(tmp_path: Path) -> None:
+    begun = [
+        kill_while_creating(tmp_path / str(number), random.uniform(0, 0.1)) for number in range(8)
+    ]
+    assert any(begun)
+
+
 @pytest.mark.parametrize("profile", ["sqlite", "encrypted-sqlite"])
 def test_acknowledged_writes_survive_a_kill(tmp_path: Path, profile: str) -> None:
     assert check_round(tmp_path, profile, 0.3) > 0
@@ -100,9 +131,13 @@ def test_acknowledged_writes_survive_kill_after_kill(tmp_path: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "write":
         asyncio.run(write_forever(Path(sys.argv[2]), sys.argv[3]))
+    if sys.argv[1] == "create":
+        asyncio.run(create_forever(Path(sys.argv[2])))
     with tempfile.TemporaryDirectory() as home:
         for number in range(int(sys.argv[1])):
             # Every few rounds a new directory, so that making one is interrupted too.
             place = Path(home) / str(number // 5)
             total = check_round(place, "encrypted-sqlite", random.uniform(0, 0.5))
-            print(f"round {number + 1}: {total} acknowledged writes, all there", flush=True)
+            begun = kill_while_creating(Path(home) / f"new-{number}", random.uniform(0, 0.1))
+            made = "begun and opens" if begun else "not begun"
+            print(f"round {number + 1}: {total} acknowledged writes, all there; creation {made}")
