@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from strongroom.errors import StoreDamaged, StoreRolledBack
+from strongroom.errors import (
+    KeystoreOlder,
+    StorageError,
+    StoreDamaged,
+    StoreRolledBack,
+    StoreSwapped,
+)
 from strongroom.settings import StorageSettings
 from strongroom.storage.providers import open_provider
 
@@ -166,6 +172,120 @@ async def test_pages_that_changed_places_are_damage(copy: Path) -> None:
     path.write_bytes(b"".join(pages))
     with pytest.raises(StoreDamaged):
         await contents(copy)
+
+
+def put_back(directory: Path, name: str, content: bytes | None) -> None:
+    """Give a file the content that it had; None removes it."""
+    path = directory / name
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_bytes(content)
+
+
+async def outcome(directory: Path) -> dict[str, str] | type[StorageError]:
+    """What is found, or the error; each error says what to do."""
+    try:
+        return await contents(directory)
+    except StorageError as error:
+        assert "Try:" in str(error), error
+        return type(error)
+
+
+@pytest.mark.parametrize("name", [NOTES, "__node_meta_encrypted_value.db"])
+async def test_a_file_that_is_cut_off_at_any_page_is_damage(
+    killed: Path, copy: Path, tmp_path: Path, name: str
+) -> None:
+    await contents(copy)  # a clean stop empties the log
+    size = (copy / name).stat().st_size
+    for cut in range(0, size, 4096):
+        directory = Path(shutil.copytree(copy, tmp_path / str(cut)))
+        os.truncate(directory / name, cut)
+        assert await outcome(directory) is StoreDamaged, f"{cut} of {size}"
+
+
+async def test_a_log_that_is_cut_off_at_any_frame_gives_no_half_transaction(
+    killed: Path, tmp_path: Path
+) -> None:
+    """What it had ended with was not marked yet, so that this is not noticed; the rest is whole."""
+    log = (killed / f"{NOTES}-wal").read_bytes()
+    everything, ends = expected(), [t.stop for t in transactions(log)]
+    for frame in range(len(log) // FRAME):
+        directory = Path(shutil.copytree(killed, tmp_path / str(frame)))
+        os.truncate(directory / f"{NOTES}-wal", 32 + frame * FRAME)
+        found = await outcome(directory)
+        assert isinstance(found, dict), frame
+        kept = sum(end <= frame for end in ends)
+        assert found.items() <= everything.items()
+        assert len(found) >= len(everything) - (len(ends) - kept)
+
+
+async def test_the_log_of_another_store_is_never_taken(killed: Path, copy: Path) -> None:
+    for name in (f"{NOTES}-wal", "__node_meta_encrypted_value.db-wal"):
+        other = {NOTES: "__node_meta_encrypted_value.db"}.get(name.removesuffix("-wal"), NOTES)
+        put_back(copy, name, (killed / f"{other}-wal").read_bytes())
+    assert await outcome(copy) is StoreDamaged
+
+
+async def test_a_store_that_changed_places_with_its_log_is_told_apart(copy: Path) -> None:
+    meta = "__node_meta_encrypted_value.db"
+    for suffix in ("", "-wal"):
+        (copy / f"{NOTES}{suffix}").rename(copy / "away")
+        (copy / f"{meta}{suffix}").rename(copy / f"{NOTES}{suffix}")
+        (copy / "away").rename(copy / f"{meta}{suffix}")
+    assert await outcome(copy) is StoreSwapped
+
+
+async def test_an_older_keystore_and_store_together_are_told_apart(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    await write(directory, "first")
+    older = {path.name: path.read_bytes() for path in directory.iterdir()}
+    await write(directory, "second")
+    newest = await contents(directory)
+    keystore, meta = "__keystore_encrypted_value.db", "__node_meta_encrypted_value.db"
+    put_back(directory, NOTES, older[NOTES])
+    assert await outcome(directory) is StoreRolledBack
+    put_back(directory, keystore, older[keystore])
+    assert await outcome(directory) in (StoreRolledBack, KeystoreOlder)
+    put_back(directory, meta, older[meta])
+    assert await outcome(directory) == {"first": "first"}, "all is older, and nothing can tell"
+    assert newest == {"first": "first", "second": "second"}
+
+
+async def write(directory: Path, key: str) -> None:
+    provider = await open_provider(settings(directory))
+    await (await provider.get_kv_store(Note, "notes")).set(key, Note(text=key))
+    await provider.close()
+
+
+async def test_an_older_page_is_noticed_or_shows_what_it_once_held(tmp_path: Path) -> None:
+    """The exception that the threat model names: a page of the same file is authentic."""
+    directory = tmp_path / "data"
+    history: list[dict[str, str]] = []
+    provider = await open_provider(settings(directory))
+    notes = await provider.get_kv_store(Note, "notes")
+    for number in range(60):
+        await notes.set(f"{number}", Note(text="x" * 300))
+    await provider.close()
+    history.append(await contents(directory))
+    older = (directory / NOTES).read_bytes()
+    for number in range(0, 60, 7):
+        await write(directory, f"{number}")
+    history.append(await contents(directory))
+    newest = (directory / NOTES).read_bytes()
+    noticed = 0
+    for page in range(0, len(older), 4096):
+        if older[page : page + 4096] == newest[page : page + 4096]:
+            continue
+        copy = Path(shutil.copytree(directory, tmp_path / str(page)))
+        put_back(copy, NOTES, newest[:page] + older[page : page + 4096] + newest[page + 4096 :])
+        found = await outcome(copy)
+        if isinstance(found, dict):
+            once = [(key, state.get(key)) for state in history for key in state]
+            assert all(item in once for item in found.items())
+        else:
+            noticed += 1
+    assert noticed
 
 
 if __name__ == "__main__":
