@@ -8,7 +8,6 @@ says lives in memory. Under a plain profile it holds the same entries without a 
 from __future__ import annotations
 
 import contextlib
-import copy
 import secrets
 import threading
 from collections.abc import Iterator
@@ -195,7 +194,7 @@ class Keystore:
             master: Another master key for the keystore. The data's keys, and the data, stay.
         """
         with self._changing:
-            contents = copy.deepcopy(self._contents)
+            contents = self._copy()
             yield contents
             contents.generation += 1
             self._save(contents, master or self._master, replace=True)
@@ -219,11 +218,15 @@ class Keystore:
             newest: The last line that `__node_meta` holds, which the keystore should know.
         """
         with self._changing:
-            contents = copy.deepcopy(self._contents)
+            contents = self._copy()
             if newest is not None:
                 contents.trail.catch_up(newest, now)
             contents.trail.add(now, event, namespace, detail)
             self._save(contents, self._master, replace=True)
+
+    def _copy(self) -> Contents:
+        """What is kept, to be changed: read back from its own encoding, as it comes from a file."""
+        return msgspec.json.decode(msgspec.json.encode(self._contents), type=Contents)
 
     def namespace_of(self, file_id: bytes) -> str | None:
         """The namespace whose file has or had this id; None if the keystore knows no such file."""

@@ -39,7 +39,7 @@ from strongroom.storage.writer import Waiting, Writer
 
 CACHE_BYTES = 16 * 1024 * 1024
 SCANNERS = 4
-ACKNOWLEDGED_AT_ONCE = 128  # callers in one turn of the event loop
+ACKNOWLEDGED_AT_ONCE = 32  # callers in one turn of the event loop
 BUSY_MS = 10_000
 
 P = ParamSpec("P")

@@ -73,7 +73,10 @@ class Writer:
         self._queue: queue.SimpleQueue[Waiting | Callable[[], None]] = queue.SimpleQueue()
         connection.wal_autocheckpoint(0)  # it would delay the acknowledgement
         connection.set_wal_hook(self._note_log_pages)
-        self._thread = threading.Thread(target=self._work, name=f"writer of {path.name}")
+        # A daemon: a program that ends without closing its provider ends as a kill would end it.
+        self._thread = threading.Thread(
+            target=self._work, name=f"writer of {path.name}", daemon=True
+        )
         self._thread.start()
 
     # --- on the event loop --------------------------------------------------------------------
