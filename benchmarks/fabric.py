@@ -471,6 +471,8 @@ def run(main: Any) -> None:
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         compare()
+    elif sys.argv[1] in {"-h", "--help"}:
+        print(__doc__)
     elif sys.argv[1] == "stream":
         with nodes("strongroom", sys.executable) as (port, started):
             run(long_stream(port, int(sys.argv[2]), started))

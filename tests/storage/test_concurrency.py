@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -207,3 +209,31 @@ async def test_thousands_of_namespaces_hold_few_descriptors_once_idle(
             await asyncio.sleep(0.05)
     for n in range(0, number, 17):
         assert await (await provider.get_kv_store(Note, f"n{n}")).get("a") == Note(number=n)
+
+
+FORGETFUL = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_concurrency import Note, provider_of
+
+async def main():
+    provider = await provider_of(Path({directory!r}))
+    notes = await provider.get_kv_store(Note, "notes")
+    await notes.set("key", Note(number=1))
+    raise SystemExit(7)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_that_forgets_to_close_ends_and_loses_nothing(tmp_path: Path) -> None:
+    program = FORGETFUL.format(tests=str(Path(__file__).parent), directory=str(tmp_path / "data"))
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], timeout=30, check=False
+    )
+    assert done.returncode == 7
+    provider = await provider_of(tmp_path / "data")
+    notes = await provider.get_kv_store(Note, "notes")
+    assert await notes.get("key") == Note(number=1)
+    await provider.close()

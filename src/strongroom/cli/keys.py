@@ -35,6 +35,7 @@ def new(
     out: Annotated[
         Path | None, typer.Option(help="A new file, mode 0600 [standard output].")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Make a new random master key.
 
@@ -42,7 +43,7 @@ def new(
     strongroom key new --out master.key
     export FAME_STORAGE_MASTER_KEY=$(strongroom key new)
     """
-    _print_secret(new_master_key() + "\n", out)
+    _give("key", new_master_key() + "\n", out, as_json=as_json)
 
 
 @key_app.command()
@@ -138,6 +139,7 @@ def sheet(
     read: Annotated[
         Path | None, typer.Option(help="Read a sheet back, and print its master key; - is stdin.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Print the master key as a recovery sheet for paper, or read one back.
 
@@ -146,13 +148,14 @@ def sheet(
     strongroom key sheet --read sheet.txt
     """
     if read is None:
-        _print_secret(write_sheet(read_master_key(storage_settings(None))), out)
+        text = write_sheet(read_master_key(storage_settings(None)))
+        _give("sheet", text, out, as_json=as_json)
         return
     try:
         text = sys.stdin.read() if str(read) == "-" else read.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise MasterKeyInvalid(f"{read} cannot be read: {error}") from error
-    _print_secret(read_sheet(text) + "\n", out)
+    _give("key", read_sheet(text) + "\n", out, as_json=as_json)
 
 
 @audit_app.command(name="show")
@@ -195,11 +198,15 @@ def _run(
     asyncio.run(run())
 
 
-def _print_secret(text: str, out: Path | None) -> None:
-    """Print, or write to a new file that only its owner can read."""
-    if out is None:
+def _give(name: str, text: str, out: Path | None, *, as_json: bool) -> None:
+    """Print a secret, or write it to a new file that only its owner can read."""
+    if out is not None:
+        with new_file(out) as file:
+            file.write(text.encode())
+    if as_json:
+        found = {name: text.rstrip("\n")} if out is None else {"path": str(out)}
+        write(msgspec.json.encode(found))
+    elif out is None:
         print(text, end="")
-        return
-    with new_file(out) as file:
-        file.write(text.encode())
-    print(f"{out} is written, for its owner alone.", file=sys.stderr)
+    else:
+        print(f"{out} is written, for its owner alone.", file=sys.stderr)
