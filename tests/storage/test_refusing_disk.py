@@ -9,14 +9,17 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 from pydantic import BaseModel
 
 from strongroom.errors import StorageError, StoreUnavailable
 from strongroom.settings import StorageSettings
-from strongroom.storage import KeyValueStore, StorageProvider
+from strongroom.storage import KeyValueStore, StorageProvider, Write
 from strongroom.storage.providers import open_provider
 from strongroom.testing.powerloss import Disk, Operation
 
@@ -209,3 +212,38 @@ async def test_a_directory_that_may_not_be_written_is_told(tmp_path: Path) -> No
 
 if __name__ == "__main__":
     asyncio.run(fill(Path(sys.argv[1])))
+
+
+async def test_a_broken_connection_stays_broken_for_all_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task between two writes ends a batch, so that all six are refused one by one."""
+    settings = StorageSettings(profile="sqlite", directory=tmp_path)
+    provider = await open_provider(settings)
+    store = await provider.open("notes")
+    writer = await store.open()
+    written = writer._write
+    refusals = iter([apsw.IOError("the sync failed")])
+
+    def write(batch: list[Any], now: int) -> int:
+        if (refusal := next(refusals, None)) is not None:
+            raise refusal
+        return written(batch, now)
+
+    monkeypatch.setattr(writer, "_write", write)
+    gate = threading.Event()
+    held = asyncio.create_task(writer.run(lambda connection: gate.wait()))
+    await asyncio.sleep(0)
+    waiting: list[asyncio.Task[Any]] = []
+    for key in "abc":
+        waiting.append(asyncio.create_task(store.apply([Write(key, b"value")])))
+        await asyncio.sleep(0)
+        waiting.append(asyncio.create_task(writer.run(lambda connection: None)))
+        await asyncio.sleep(0)
+    gate.set()
+    await held
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes), outcomes
+    assert await store.read(["a", "b", "c"]) == [None, None, None]
+    assert await store.apply([Write("d", b"value")]) == [1]
+    await provider.close()

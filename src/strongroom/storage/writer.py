@@ -143,13 +143,16 @@ class Writer:
                 waiting.error = failure
         self._report(self._settle, batch, now)
 
-    def _begin(self) -> None:
+    def _refuse_if_broken(self) -> None:
         if self.broken:
             raise StoreUnavailable(
                 f"{self._path} could not be written just before. Nothing of this was stored. Try: "
                 "again, when the cause is gone.",
                 path=self._path,
             )
+
+    def _begin(self) -> None:
+        self._refuse_if_broken()
         if not self.in_place():
             raise StoreUnavailable(
                 f"{self._path} is not the file any more that this node has opened: it was removed "
@@ -210,6 +213,7 @@ class Writer:
 
     def _perform(self, task: Task, future: asyncio.Future[Any]) -> None:
         try:
+            self._refuse_if_broken()
             result = task(self._connection)
         except Exception as error:  # noqa: BLE001  # it belongs to whoever waits for the task
             self._report(_fail, future, self._give_up(error))
@@ -221,12 +225,13 @@ class Writer:
         if isinstance(error, apsw.Error):
             # A full disk leaves the connection sound; after a failed write or fsync it is not known
             # what reached the disk, so nothing may be acknowledged from this connection again.
-            self.broken = not isinstance(error, apsw.FullError | apsw.BusyError)
+            unsound = not isinstance(error, apsw.FullError | apsw.BusyError)
             failure: Exception = database.explain(error, self._path)
             failure.__cause__ = error
         else:
             failure = error
-            self.broken = not isinstance(error, StorageError)
+            unsound = not isinstance(error, StorageError)
+        self.broken = self.broken or unsound
         with contextlib.suppress(apsw.Error):
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
