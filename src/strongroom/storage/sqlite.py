@@ -301,6 +301,8 @@ class SqliteProvider(StorageProvider):
                         await store.rest()
                 except StorageError as error:
                     log.warning("%s", error)
+                except Exception:
+                    log.exception("the store %r could not be looked after", namespace)
 
     async def _release(self) -> None:
         """Close all that is open, `__node_meta` last, and give the directory back."""
