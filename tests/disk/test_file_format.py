@@ -126,3 +126,9 @@ def test_an_engine_that_cannot_encrypt_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("strongroom.disk.database.ENGINE", None)
     with pytest.raises(EngineUnsuitable, match="apsw-sqlite3mc"):
         check_engine()
+
+
+def test_an_engine_without_arrays_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apsw.compile_options", ("ENABLE_FTS5",))
+    with pytest.raises(EngineUnsuitable, match="cannot bind arrays"):
+        check_engine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -148,6 +149,45 @@ async def test_a_cancelled_write_is_stored_wholly_or_not_at_all(
         assert len(numbers) <= 1, "half of a write"
         await notes.set_many({"a": Note(number=0), "b": Note(number=0)})
         assert await notes.get("a") == Note(number=0)
+
+
+async def test_callers_who_write_again_and_again_share_each_commit(tmp_path: Path) -> None:
+    """The clock is read once for each commit, and never gives the same time twice."""
+    times = itertools.count(1)
+    settings = StorageSettings(profile="sqlite", directory=tmp_path)
+    provider = await open_provider(settings, lambda: next(times))
+    notes = await provider.get_kv_store(Note, "notes")
+    await notes.set("first", Note(number=0))
+
+    async def write_three(caller: int) -> None:
+        for number in range(3):
+            await notes.set(f"{number}-{caller}", Note(number=number))
+
+    await asyncio.gather(*(write_three(caller) for caller in range(200)))
+    stored = [entry.updated_us async for entry in notes.scan() if entry.key != "first"]
+    assert len(stored) == 600
+    assert len(set(stored)) == 3
+    await provider.close()
+
+
+async def test_writes_of_every_kind_in_one_commit_keep_their_order(
+    provider: StorageProvider,
+) -> None:
+    notes = await provider.get_kv_store(Note, "notes")
+    await notes.set("a", Note(number=0))
+    outcomes = await asyncio.gather(
+        notes.set("a", Note(number=1)),
+        notes.set("b", Note(number=2)),
+        notes.delete("a"),
+        notes.set("a", Note(number=3), if_revision=0),
+        notes.set("b", Note(number=4), if_revision=99),
+        notes.set("a", Note(number=5)),
+        return_exceptions=True,
+    )
+    conflict = outcomes.pop(4)
+    assert isinstance(conflict, RevisionConflict)
+    assert outcomes == [2, 3, True, 5, 6]
+    assert await notes.list() == {"a": Note(number=5), "b": Note(number=2)}
 
 
 async def test_fifty_openings_leave_no_thread_and_no_descriptor(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ _PRAGMAS = (
 
 
 def check_engine() -> None:
-    """Raise EngineUnsuitable unless SQLite can encrypt in the way that the file format needs.
+    """Raise EngineUnsuitable unless SQLite can encrypt in the way that the file format needs, and
+    take many rows in one statement.
 
     The plain `apsw` package installs the same module name, and a plain SQLite ignores `PRAGMA key`
     without a word, so this must be known before the first file is written.
@@ -49,6 +50,8 @@ def check_engine() -> None:
             f"SQLite {apsw.sqlite_lib_version()} with {ENGINE} repeats nonces after a "
             f"fork; 3.54 or newer is needed. {remedy}"
         )
+    if "ENABLE_CARRAY" not in apsw.compile_options:
+        raise EngineUnsuitable(f"The installed apsw cannot bind arrays. {remedy}")
     connection = apsw.Connection(":memory:")
     try:
         if connection.execute(f"PRAGMA cipher = '{CIPHER}'").get != CIPHER:

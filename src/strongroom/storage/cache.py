@@ -16,9 +16,7 @@ class RecordCache:
         self._limit = limit
         self._size = 0
         self._records: OrderedDict[str, Record] = OrderedDict()
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._records
+        self.keys = self._records.keys()
 
     def get(self, key: str) -> Record | None:
         """The record, which may have expired; None if it is not here."""

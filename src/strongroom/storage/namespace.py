@@ -35,11 +35,10 @@ from strongroom.storage.records import (
     RecordStore,
     Write,
 )
-from strongroom.storage.writer import Waiting, Writer
+from strongroom.storage.writer import Outcome, Waiting, Writer
 
 CACHE_BYTES = 16 * 1024 * 1024
 SCANNERS = 4
-ACKNOWLEDGED_AT_ONCE = 32  # callers in one turn of the event loop
 BUSY_MS = 10_000
 
 P = ParamSpec("P")
@@ -155,10 +154,8 @@ class SqliteStore(RecordStore):
         if writer is None or writer.broken or self._born != _forks:
             writer = await self.open()
         self.used = True
-        waiting = Waiting(writes, checks or {}, asyncio.get_running_loop().create_future())
         self._under_way += 1
-        writer.submit(waiting)
-        return await waiting.future
+        return await writer.submit(writes, checks)
 
     async def changes(
         self,
@@ -476,37 +473,21 @@ class SqliteStore(RecordStore):
 
     # --- after a commit -----------------------------------------------------------------------
 
-    def _settle(self, batch: list[Waiting], now: int) -> None:
-        """Acknowledge a batch: the cache first, so that nobody who was told reads what was."""
+    def _settle(self, batch: list[Waiting], outcomes: list[Outcome], now: int) -> None:
+        """Take note of a commit, before those who wait for it are told."""
         self._under_way -= len(batch)
         self.marked = False
-        for waiting in batch:
-            if waiting.error is None:
-                self._remember(waiting, now)
+        cached = self._cache.keys
+        for (writes, _, _), outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, list):
+                for place, write in enumerate(writes):
+                    if write.key in cached:
+                        self._cache.commit(write, outcome[place], now)
+                    if write.expires is not None:
+                        self._due = min(write.expires, self._due or write.expires)
         if self._writer is not None and self._writer.broken:
             self._cache.clear()
         self._notify()
-        self._acknowledge(batch)
-
-    def _acknowledge(self, batch: list[Waiting], first: int = 0) -> None:
-        """Tell the callers, some in each turn of the event loop: others wait for it too."""
-        end = first + ACKNOWLEDGED_AT_ONCE
-        for waiting in batch[first:end]:
-            if waiting.future.done():
-                continue  # cancelled
-            if waiting.error is None:
-                waiting.future.set_result(waiting.revisions)
-            else:
-                waiting.future.set_exception(waiting.error)
-        if end < len(batch):
-            asyncio.get_running_loop().call_soon(self._acknowledge, batch, end)
-
-    def _remember(self, waiting: Waiting, now: int) -> None:
-        for write, revision in zip(waiting.writes, waiting.revisions, strict=True):
-            if write.key in self._cache:
-                self._cache.commit(write, revision, now)
-            if write.expires is not None and (self._due is None or write.expires < self._due):
-                self._due = write.expires
 
     async def _wait(self, changed: asyncio.Event) -> None:
         """Wait for a change, looking at the clock each second where records expire."""

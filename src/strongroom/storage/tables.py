@@ -7,7 +7,6 @@ it has come.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,13 +21,12 @@ from strongroom.storage.records import (
     Page,
     Record,
     RecordChange,
+    Write,
     prefix_end,
 )
 
 VERSION = 1
 INLINE_BYTES = 64 * 1024
-COLUMNS = 6
-ROWS_PER_INSERT = (512, 64, 8, 1)
 
 _SCHEMA = """
 CREATE TABLE record (
@@ -237,18 +235,38 @@ def found_at(connection: apsw.Connection, key: str, now: int) -> int:
     return int(connection.execute(statement, {"key": key, "now": now}).get or 0)
 
 
-def put(connection: apsw.Connection, rows: Sequence[object]) -> None:
-    """Store rows, one after the other as revision, key, created, updated, expires, value.
+def put(connection: apsw.Connection, writes: Sequence[Write], revision: int, now: int) -> None:
+    """Store values in the order of `writes`; they take the revisions that follow `revision`.
 
-    Many rows go in one statement: APSW gives the interpreter's lock back at each, and getting it
-    again costs more than the row.
+    All go in one statement, so that APSW waits for the interpreter's lock once and not for each. It
+    gets each row as one blob, and takes it apart at the first line feed and the first NUL.
     """
-    start = 0
-    for size in ROWS_PER_INSERT:
-        length = size * COLUMNS
-        while len(rows) - start >= length:
-            connection.execute(_upsert(size), rows[start : start + length])
-            start += length
+    if not writes:
+        return
+    rows = apsw.carray(tuple(map(_packed, writes)))
+    connection.execute(_PUT, {"rows": rows, "revision": revision, "now": now})
+
+
+def _packed(write: Write) -> bytes:
+    if write.value is None:
+        raise ValueError(f"{write.key!r} is to be deleted, not stored.")
+    return f"{'' if write.expires is None else write.expires}\n{write.key}\0".encode() + write.value
+
+
+_PUT = """
+INSERT INTO record (revision, key, created, updated, expires, value)
+SELECT :revision + place, CAST(substr(row, feed + 1, nul - feed - 1) AS TEXT), :now, :now,
+    CAST(nullif(substr(row, 1, feed - 1), x'') AS INTEGER), substr(row, nul + 1)
+FROM (
+    SELECT rowid AS place, value AS row, instr(value, x'0a') AS feed, instr(value, x'00') AS nul
+    FROM carray(:rows)
+)
+WHERE TRUE  -- or ON would belong to a join
+ON CONFLICT (key) DO UPDATE SET
+    revision = excluded.revision,
+    created = CASE WHEN record.expires <= excluded.updated
+        THEN excluded.created ELSE record.created END,
+    updated = excluded.updated, expires = excluded.expires, value = excluded.value"""
 
 
 def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> None:
@@ -279,16 +297,3 @@ def _forget(connection: apsw.Connection, *, before: int, keep: int) -> None:
     if edge:
         connection.execute("DELETE FROM tombstone WHERE revision <= ?", (edge,))
         connection.execute("UPDATE head SET forgotten = ?", (edge,))
-
-
-@functools.lru_cache(maxsize=len(ROWS_PER_INSERT))
-def _upsert(rows: int) -> str:
-    return (
-        "INSERT INTO record (revision, key, created, updated, expires, value) VALUES "
-        + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
-        + """ ON CONFLICT (key) DO UPDATE SET
-            revision = excluded.revision,
-            created = CASE WHEN record.expires <= excluded.updated
-                THEN excluded.created ELSE record.created END,
-            updated = excluded.updated, expires = excluded.expires, value = excluded.value"""
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import queue
@@ -20,27 +21,21 @@ from strongroom.storage import tables
 from strongroom.storage.records import Clock, Write
 
 MAX_BATCH = 4096
-CHECKPOINT_PAGES = 1000
+CHECKPOINT_PAGES = 4000  # 16 MiB of log
 SWEEP_RECORDS = 1000
+ACKNOWLEDGED_AT_ONCE = 32  # callers in one turn of the event loop
+HANDED_OVER_AT_ONCE = 1024  # at most, so that a busy loop does not keep the thread waiting
 
 log = logging.getLogger(__name__)
 
 Task = Callable[[apsw.Connection], Any]
 
 
-class Waiting:
-    """An `apply` that waits for its commit, and then its outcome."""
+Waiting = tuple[Sequence[Write], Mapping[str, int] | None, asyncio.Future[list[int]]]
+"""The writes and checks of an `apply`, and the future of its revisions. A tuple costs least."""
 
-    __slots__ = ("checks", "error", "future", "revisions", "writes")
-
-    def __init__(
-        self, writes: Sequence[Write], checks: Mapping[str, int], future: asyncio.Future[list[int]]
-    ) -> None:
-        self.writes = writes
-        self.checks = checks
-        self.future = future
-        self.revisions: list[int] = []
-        self.error: Exception | None = None
+Outcome = list[int] | Exception
+"""What becomes of an `apply`: the revisions of its writes, or why none of them was stored."""
 
 
 class Writer:
@@ -58,7 +53,7 @@ class Writer:
         *,
         revision: int,
         clock: Clock,
-        settle: Callable[[list[Waiting], int], None],
+        settle: Callable[[list[Waiting], list[Outcome], int], None],
     ) -> None:
         self.revision = revision
         self.broken = False
@@ -68,9 +63,12 @@ class Writer:
         self._settle = settle
         self._loop = asyncio.get_running_loop()
         self._identity = _identity(path)
+        self._taken = revision
         self._log_pages = 0
+        self._submitted: list[Waiting] = []
+        self._acknowledging = 0
         self._batch: list[Waiting] = []
-        self._queue: queue.SimpleQueue[Waiting | Callable[[], None]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Waiting] | Callable[[], None]] = queue.SimpleQueue()
         connection.wal_autocheckpoint(0)  # it would delay the acknowledgement
         connection.set_wal_hook(self._note_log_pages)
         # A daemon: a program that ends without closing its provider ends as a kill would end it.
@@ -81,13 +79,55 @@ class Writer:
 
     # --- on the event loop --------------------------------------------------------------------
 
-    def submit(self, waiting: Waiting) -> None:
-        """Queue an `apply`; it is settled on the event loop after the commit."""
-        self._queue.put(waiting)
+    def submit(
+        self, writes: Sequence[Write], checks: Mapping[str, int] | None
+    ) -> asyncio.Future[list[int]]:
+        """Queue an `apply`; the future has its revisions once they are durable.
+
+        What one turn of the event loop submits goes to the thread together, and while callers are
+        being told of a commit, their next writes are gathered: many small commits cost more.
+        """
+        future: asyncio.Future[list[int]] = self._loop.create_future()
+        self._submitted.append((writes, checks, future))
+        if len(self._submitted) == HANDED_OVER_AT_ONCE:
+            self._hand_over()
+        elif len(self._submitted) == 1 and not self._acknowledging:
+            self._loop.call_soon(self._hand_over)
+        return future
+
+    def _hand_over(self) -> None:
+        if self._submitted:
+            self._queue.put(self._submitted)
+            self._submitted = []
+
+    def _settled(self, batch: list[Waiting], outcomes: list[Outcome], now: int) -> None:
+        self._settle(batch, outcomes, now)
+        self._acknowledging += 1
+        self._acknowledge(batch, outcomes)
+
+    def _acknowledge(self, batch: list[Waiting], outcomes: list[Outcome], first: int = 0) -> None:
+        """Tell the callers, some in each turn of the event loop: others wait for it too."""
+        end = first + ACKNOWLEDGED_AT_ONCE
+        for (_, _, future), outcome in zip(batch[first:end], outcomes[first:end], strict=True):
+            if future.done():
+                continue  # cancelled
+            if isinstance(outcome, list):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+        if end < len(batch):
+            self._loop.call_soon(self._acknowledge, batch, outcomes, end)
+        else:
+            self._loop.call_soon(self._acknowledged)
+
+    def _acknowledged(self) -> None:
+        self._acknowledging -= 1
+        self._hand_over()
 
     async def run(self, task: Task) -> Any:
         """Run `task` on the writing connection, in its turn and outside any transaction."""
         future: asyncio.Future[Any] = self._loop.create_future()
+        self._hand_over()
         self._queue.put(lambda: self._perform(task, future))
         return await future
 
@@ -99,6 +139,7 @@ class Writer:
     async def close(self) -> None:
         """Store what waits, checkpoint, and close the connection."""
         stopped: asyncio.Future[None] = self._loop.create_future()
+        self._hand_over()
         self._queue.put(lambda: self._stop(stopped))
         await stopped
         self._thread.join()
@@ -120,9 +161,9 @@ class Writer:
                 if self._log_pages >= CHECKPOINT_PAGES:
                     self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
 
-    def _take(self, item: Waiting | Callable[[], None]) -> None:
-        if isinstance(item, Waiting):
-            self._batch.append(item)
+    def _take(self, item: list[Waiting] | Callable[[], None]) -> None:
+        if isinstance(item, list):
+            self._batch += item
         else:
             self._commit()
             item()
@@ -132,16 +173,12 @@ class Writer:
         if not batch:
             return
         now = self._clock()
+        outcomes: list[Outcome]
         try:
-            self._begin()
-            revision = self._write(batch, now)
-            self._connection.execute("COMMIT")
-            self.revision = revision
+            outcomes = self._write(batch, now)
         except Exception as error:  # noqa: BLE001  # whatever it was, each caller must hear of it
-            failure = self._give_up(error)
-            for waiting in batch:
-                waiting.error = failure
-        self._report(self._settle, batch, now)
+            outcomes = [self._give_up(error)] * len(batch)
+        self._report(self._settled, batch, outcomes, now)
 
     def _refuse_if_broken(self) -> None:
         if self.broken:
@@ -151,7 +188,7 @@ class Writer:
                 path=self._path,
             )
 
-    def _begin(self) -> None:
+    def _refuse_unless_sound(self) -> None:
         self._refuse_if_broken()
         if not self.in_place():
             raise StoreUnavailable(
@@ -159,50 +196,67 @@ class Writer:
                 "or replaced. Nothing was stored. Try: put it back, or restart the node.",
                 path=self._path,
             )
-        self._connection.execute("BEGIN IMMEDIATE")
 
-    def _write(self, batch: list[Waiting], now: int) -> int:
-        """Write a batch in its order; returns the newest revision."""
-        revision = self.revision
-        rows: list[object] = []
-        for waiting in batch:
-            if waiting.checks or not _all_sets(waiting.writes):
-                tables.put(self._connection, rows)
-                rows.clear()
-                revision = self._write_checked(waiting, revision, now)
-                continue
-            for write in waiting.writes:
+    def _write(self, batch: list[Waiting], now: int) -> list[Outcome]:
+        """Store a batch in its order, in one transaction; returns what became of each `apply`."""
+        self._refuse_unless_sound()
+        self._taken = self.revision
+        runs = [(sets, [*run]) for sets, run in itertools.groupby(batch, _only_sets)]
+        in_pieces = len(runs) > 1 or not runs[0][0]  # a single statement commits by itself
+        if in_pieces:
+            self._connection.execute("BEGIN IMMEDIATE")
+        outcomes: list[Outcome] = []
+        for sets, run in runs:
+            if sets:
+                outcomes += self._write_sets(run, now)
+            else:
+                outcomes += [self._write_checked(waiting, now) for waiting in run]
+        if in_pieces:
+            self._connection.execute("COMMIT")
+        self.revision = self._taken
+        return outcomes
+
+    def _write_sets(self, run: list[Waiting], now: int) -> list[list[int]]:
+        """Store values, whatever was there, all in one statement."""
+        writes: list[Write] = []
+        revisions: list[list[int]] = []
+        revision = self._taken
+        for some, _, _ in run:
+            taken = []
+            for write in some:
                 revision += 1
-                rows += (revision, write.key, now, now, write.expires, write.value)
-                waiting.revisions.append(revision)
-        tables.put(self._connection, rows)
-        return revision
+                taken.append(revision)
+                writes.append(write)
+            revisions.append(taken)
+        tables.put(self._connection, writes, self._taken, now)
+        self._taken = revision
+        return revisions
 
-    def _write_checked(self, waiting: Waiting, revision: int, now: int) -> int:
-        expected = [*waiting.checks.items()]
-        expected += [(w.key, w.expect) for w in waiting.writes if w.expect is not None]
+    def _write_checked(self, waiting: Waiting, now: int) -> Outcome:
+        """Carry out one `apply` if its conditions hold."""
+        writes, checks, _ = waiting
+        expected = [*checks.items()] if checks else []
+        expected += [(w.key, w.expect) for w in writes if w.expect is not None]
         for key, wanted in expected:
             found = tables.found_at(self._connection, key, now)
             if found != wanted:
-                waiting.error = RevisionConflict(key, expected=wanted, found=found)
-                return revision
-        for write in waiting.writes:
-            if write.value is not None:
-                revision += 1
-                row = [revision, write.key, now, now, write.expires, write.value]
-                tables.put(self._connection, row)
-                waiting.revisions.append(revision)
-            elif tables.found_at(self._connection, write.key, now):
-                revision += 1
-                tables.delete(self._connection, write.key, revision, now)
-                waiting.revisions.append(revision)
-            else:
-                waiting.revisions.append(0)
-        return revision
+                return RevisionConflict(key, expected=wanted, found=found)
+        return [self._write_one(write, now) for write in writes]
+
+    def _write_one(self, write: Write, now: int) -> int:
+        if write.value is None and not tables.found_at(self._connection, write.key, now):
+            return 0
+        if write.value is None:
+            tables.delete(self._connection, write.key, self._taken + 1, now)
+        else:
+            tables.put(self._connection, [write], self._taken, now)
+        self._taken += 1
+        return self._taken
 
     def _sweep(self, connection: apsw.Connection) -> int | None:
         now = self._clock()
-        self._begin()
+        self._refuse_unless_sound()
+        connection.execute("BEGIN IMMEDIATE")
         revision = self.revision
         for key in tables.expired(connection, now, SWEEP_RECORDS):
             revision += 1
@@ -262,8 +316,11 @@ class Writer:
             self._loop.call_soon_threadsafe(callback, *args)
 
 
-def _all_sets(writes: Sequence[Write]) -> bool:
-    """Whether all store a value, whatever was there."""
+def _only_sets(waiting: Waiting) -> bool:
+    """Whether it stores values, whatever was there, and no more."""
+    writes, checks, _ = waiting
+    if checks:
+        return False
     for write in writes:  # noqa: SIM110  # an `all` takes three times as long, for each set
         if write.value is None or write.expect is not None:
             return False
