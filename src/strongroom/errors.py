@@ -35,7 +35,7 @@
     │   ├── RevisionConflict        the record changed, a condition does not hold
     │   │   └── KeyExists           create() of a key that is there
     │   ├── KeyMissing              update() of a key that is not there (also a KeyError)
-    │   ├── RecordInvalid           a stored record does not fit its model
+    │   ├── RecordInvalid           a record does not fit its model
     │   ├── WatchExpired            the cursor is older than the deletions remembered
     │   └── NotSupported            the provider declares that it lacks the feature
     └── FabricError
@@ -292,7 +292,7 @@ class KeyMissing(StorageError, KeyError):
 
 
 class RecordInvalid(StorageError):
-    """A stored record does not fit its model. Names `namespace`, `key` and the `field`."""
+    """A record, stored or to be, does not fit its model. Names `namespace`, `key` and `field`."""
 
     def __init__(self, message: str, *, namespace: str, key: str, field: str | None = None) -> None:
         super().__init__(message)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field, computed_field
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import AfterValidator, BaseModel, Field, computed_field
 
 from strongroom.errors import (
     InvalidKey,
@@ -15,8 +17,8 @@ from strongroom.errors import (
     RevisionConflict,
     StoreClosed,
 )
-from strongroom.storage import KeyValueStore, MemoryProvider, Write
-from strongroom.storage.encoding import FORMAT
+from strongroom.storage import KeyValueStore, MemoryProvider, Record, Write
+from strongroom.storage.encoding import FORMAT, Encoding
 
 
 class Note(BaseModel):
@@ -77,6 +79,85 @@ async def test_a_value_that_its_type_forbids_is_refused_before_it_is_stored(note
     note.stars = "many"
     with pytest.raises(RecordInvalid, match="'a' of 'notes' cannot be stored"):
         await notes.set("a", note)
+
+
+class Order(BaseModel):
+    """Fields that Pydantic stores without a word, though it would not read them again."""
+
+    price: float = 0
+    code: str = Field(default="", max_length=5)
+    size: Annotated[int, AfterValidator(lambda size: size if size < 10 else 1 // 0)] = 1
+
+
+class Hidden(BaseModel):
+    secret: str = Field(exclude=True)
+
+
+class Wide(BaseModel):
+    number: int
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (Order(price=float("inf")), "price"),
+        (Order(price=float("nan")), "price"),
+        (Order.model_construct(code="too long"), "code"),
+        (Hidden(secret="x"), "secret"),
+        (Wide(number=10**5000), None),
+    ],
+)
+async def test_what_could_not_be_read_again_is_refused_before_it_is_stored(
+    provider, value: BaseModel, field: str | None
+) -> None:
+    store = await provider.get_kv_store(type(value), "orders")
+    with pytest.raises(
+        RecordInvalid, match=f"not be read again: {field or 'the record'}"
+    ) as raised:
+        await store.set("a", value)
+    assert raised.value.field == field
+    assert await store.count() == 0
+
+
+class Plain(BaseModel):
+    text: str
+    number: int | None = None
+    flag: bool = False
+
+
+class Rich(BaseModel):
+    text: str
+    price: float = 0
+    when: datetime | None = None
+    kind: Literal["a", "b"] = "a"
+    tags: list[str] = []
+    inner: Plain | None = None
+
+
+TEXTS = st.sampled_from(["", "x", "12", "ü😀", "\ud800", "a"])
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), TEXTS, st.binary(max_size=5)
+)
+ANYTHING = st.one_of(
+    SCALARS,
+    st.datetimes(timezones=st.just(UTC)),
+    st.lists(SCALARS, max_size=3),
+    st.builds(Plain.model_construct, text=SCALARS, number=SCALARS),
+)
+
+
+@given(st.sampled_from([Plain, Rich]), st.data())
+def test_what_set_takes_get_gives_back(model: type[BaseModel], data: st.DataObject) -> None:
+    fields = data.draw(
+        st.fixed_dictionaries({}, optional=dict.fromkeys(model.model_fields, ANYTHING))
+    )
+    value = model.model_construct(**fields)
+    encoding = Encoding(model, "notes")
+    try:
+        stored = encoding.encode("key", value)
+    except RecordInvalid:
+        return
+    assert encoding.decode(Record("key", stored, 1, 0, 0)) == value
 
 
 async def test_a_record_that_no_longer_fits_names_namespace_key_and_field(provider, notes) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
@@ -26,6 +27,11 @@ Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 FORMAT = 1
 HEADER_BYTES = 3
 
+_PLAIN_TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool}
+_HARMLESS = {"metadata", "validation_alias", "serialization_alias"}
+_LONGEST_INTEGER = 4000  # digits; Pydantic reads none of more than 4300
+_to_json = msgspec.json.Encoder().encode
+
 
 class Encoding(Generic[M]):
     """Encodes and decodes the records of one namespace."""
@@ -38,6 +44,7 @@ class Encoding(Generic[M]):
         adapter = TypeAdapter(model)  # its parts, since BaseModel's own methods cost twice as much
         self._to_json = adapter.serializer.to_json
         self._from_json = adapter.validator.validate_json
+        self._plain = _plain_fields(adapter.core_schema)
 
     def encode(self, key: str, value: M) -> bytes:
         """The bytes of `value`; `key` is for the error's sentence.
@@ -45,7 +52,7 @@ class Encoding(Generic[M]):
         Raises:
             TypeError: `value` is not of the model itself. A subclass is refused too, since its own
                 fields would not come back.
-            RecordInvalid: A field holds what its type does not allow.
+            RecordInvalid: A field holds what its type does not allow, or what could not be read.
             ValueTooLarge: The record is too long.
         """
         if type(value) is not self._model:
@@ -54,13 +61,45 @@ class Encoding(Generic[M]):
                 f"be set to an instance of {type(value).__name__}."
             )
         try:
-            data = self._header + self._to_json(
-                value, by_alias=False, round_trip=True, warnings="error"
-            )
+            text = self._plain_json(value) or self._checked_json(value)
         except PydanticSerializationError as error:
             raise self._invalid(key, f"cannot be stored: {error}") from error
+        except ValidationError as error:
+            field, reason = _first(error)
+            raise self._invalid(
+                key,
+                f"cannot be stored, as it could not be read again: {field or 'the record'}: "
+                f"{reason}. Try: a value that {self._model.__name__} allows",
+                field,
+            ) from None
+        data = self._header + text
         check_value(key, data, MAX_VALUE_BYTES)
         return data
+
+    def _plain_json(self, value: M) -> bytes | None:
+        """The JSON of a model that is plain in type and content, and so will be read as it is.
+
+        Pydantic's checks would take longer than all the rest of a `set`.
+        """
+        fields = value.__dict__
+        if self._plain is None or len(fields) != len(self._plain):
+            return None
+        for name, types in self._plain.items():
+            if type(fields.get(name, ...)) not in types:
+                return None
+        try:
+            text = _to_json(fields)
+        except ValueError:  # no UTF-8, or too many digits: Pydantic says it better
+            return None
+        if len(text) > _LONGEST_INTEGER:
+            self._from_json(text, by_alias=False, by_name=True)
+        return text
+
+    def _checked_json(self, value: M) -> bytes:
+        """The JSON of any model, which has been read again: not all that Pydantic writes can be."""
+        text = self._to_json(value, by_alias=False, round_trip=True, warnings="error")
+        self._from_json(text, by_alias=False, by_name=True)
+        return text
 
     def decode(self, record: Record) -> M:
         """The model that `record` holds, a fresh object each time.
@@ -74,14 +113,12 @@ class Encoding(Generic[M]):
         try:
             return self._from_json(data, by_alias=False, by_name=True)  # type: ignore[no-any-return]
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"])) or None
-            # Not `from error`: its text shows the stored value, which no log should.
+            field, reason = _first(error)
             raise self._invalid(
                 record.key,
-                f"does not fit {self._model.__name__}: {field or 'the record'}: {first['msg']}. "
-                "Try: a default for the field, or a function in upgrade= that brings older records "
-                "up to date",
+                f"does not fit {self._model.__name__}: {field or 'the record'}: {reason}. Try: a "
+                "default for the field, or a function in upgrade= that brings older records up to "
+                "date",
                 field,
             ) from None
 
@@ -123,6 +160,52 @@ class Encoding(Generic[M]):
 
 def _header(version: int) -> bytes:
     return bytes((FORMAT,)) + version.to_bytes(2)
+
+
+def _first(error: ValidationError) -> tuple[str | None, str]:
+    """The first field that is wrong, None for the record as such, and what is wrong with it.
+
+    Raise no error from this one: its text shows the value, which no log should.
+    """
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return ".".join(map(str, first["loc"])) or None, first["msg"]
+
+
+def _plain_fields(model: Any) -> dict[str, frozenset[type]] | None:
+    """The types of a model's fields, from its core schema; None if there is anything more to it.
+
+    So each part of the schema must be known here: settings, constraints, validators, serialisers
+    and private attributes can all decide whether a record is read again as it was.
+    """
+    match model:
+        case {
+            "type": "model",
+            "schema": {"type": "model-fields", "fields": fields, **more_of_fields},
+            "config": config,
+            "custom_init": False,
+            "root_model": False,
+            **more,
+        } if (
+            config.keys() <= {"title"}
+            and more_of_fields.keys() <= {"model_name", "computed_fields"}
+            and more.keys() <= {"cls", "ref", "metadata"}
+        ):
+            types = {name: _plain_types(field) for name, field in fields.items()}
+            return types if all(types.values()) else None
+    return None
+
+
+def _plain_types(field: Any) -> frozenset[type]:
+    match field:
+        case {"type": "model-field", "schema": inner, **more} if more.keys() <= _HARMLESS:
+            return _plain_types(inner)
+        case {"type": "default", "schema": inner, **more} if "serialization" not in more:
+            return _plain_types(inner)
+        case {"type": "nullable", "schema": inner, **more} if not more:
+            return _plain_types(inner) and _plain_types(inner) | {type(None)}
+        case {"type": "str" | "int" | "bool" as name, **more} if not more:
+            return frozenset({_PLAIN_TYPES[name]})
+    return frozenset()
 
 
 def split(value: bytes) -> tuple[int, bytes] | None:

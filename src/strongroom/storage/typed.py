@@ -122,6 +122,7 @@ class KeyValueStore(Generic[M]):
             if_revision: Only if the record is at this revision; 0: only if there is none.
 
         Raises:
+            RecordInvalid: `value` holds what its model does not allow, or could not be read again.
             RevisionConflict: `if_revision` does not hold.
         """
         check_key(key)
