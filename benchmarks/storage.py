@@ -5,8 +5,8 @@
 
 Each measurement runs in a process of its own, ours and the peers' in turn, so that a machine whose
 speed drifts does not favour one. A ratio above 1 says that Strongroom is faster. A peer that is not
-installed is left out and named. Naylence needs Python 3.12: name an interpreter that has it in
-STRONGROOM_NAYLENCE_PYTHON.
+installed is left out and named. All run on uvloop where it is installed, as our nodes do. Naylence
+needs Python 3.12: name an interpreter that has it in STRONGROOM_NAYLENCE_PYTHON.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ from pathlib import Path
 
 from storage_peers import PEERS, Item, Peer
 
+try:
+    from uvloop import run
+except ImportError:
+    from asyncio import run
+
 CALLERS = (1, 64, 1024)
 GETS = 20_000
 
@@ -41,6 +46,9 @@ async def measure(name: str, directory: Path, records: int, size: int, sets: int
         )
     await fill(peer, name, records, size)
     keys = [f"item-{number * 7919 % records:08}" for number in range(GETS)]
+    if name.startswith("strongroom"):
+        found["get, hot, of bytes"] = await raw_gets_per_second(peer, keys[0])
+        found["Pydantic's parse alone"] = await rate(GETS, lambda: parse(size))
     found["get, hot, per second"] = await rate(GETS, lambda: get_all(peer, keys[:1] * GETS))
     found["get, spread, per second"] = await rate(GETS, lambda: get_all(peer, keys))
     with contextlib.suppress(NotImplementedError):
@@ -65,6 +73,23 @@ async def opens_per_second(name: str, directory: Path) -> float:
         times.append(time.perf_counter() - began)
     await peer.close()
     return 1 / statistics.median(times)
+
+
+async def raw_gets_per_second(peer: Peer, key: str) -> float:
+    """How fast the bytes of a record are there, without the model."""
+    store = peer.provider._stores["items"]  # type: ignore[attr-defined]  # noqa: SLF001
+
+    async def read() -> None:
+        for _ in range(GETS):
+            await store.read((key,))
+
+    return await rate(GETS, read)
+
+
+async def parse(size: int) -> None:
+    data = Item(value="x" * size).model_dump_json()
+    for _ in range(GETS):
+        Item.model_validate_json(data)
 
 
 async def sets_per_second(peer: Peer, callers: int, sets: int, size: int) -> float:
@@ -151,7 +176,7 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        asyncio.run(
+        run(
             measure(
                 arguments.measure,
                 arguments.directory,
