@@ -48,7 +48,9 @@ async def measure(name: str, directory: Path, records: int, size: int, sets: int
     keys = [f"item-{number * 7919 % records:08}" for number in range(GETS)]
     if name.startswith("strongroom"):
         found["get, hot, of bytes"] = await raw_gets_per_second(peer, keys[0])
-        found["Pydantic's parse alone"] = await rate(GETS, lambda: parse(size))
+        found["Pydantic's parse alone"] = await rate(
+            GETS, lambda: get_all(ParseAlone(size), keys[:1] * GETS)
+        )
     found["get, hot, per second"] = await rate(GETS, lambda: get_all(peer, keys[:1] * GETS))
     found["get, spread, per second"] = await rate(GETS, lambda: get_all(peer, keys))
     with contextlib.suppress(NotImplementedError):
@@ -86,12 +88,6 @@ async def raw_gets_per_second(peer: Peer, key: str) -> float:
     return await rate(GETS, read)
 
 
-async def parse(size: int) -> None:
-    data = Item(value="x" * size).model_dump_json()
-    for _ in range(GETS):
-        Item.model_validate_json(data)
-
-
 async def sets_per_second(peer: Peer, callers: int, sets: int, size: int) -> float:
     item = Item(value="x" * size)
     each = max(1, sets // callers)
@@ -119,7 +115,17 @@ async def fill(peer: Peer, name: str, records: int, size: int) -> None:
             await peer.set(f"item-{number:08}", item)
 
 
-async def get_all(peer: Peer, keys: list[str]) -> None:
+class ParseAlone:
+    """What a typed get cannot do without: Pydantic makes an object of the stored bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._data = Item(value="x" * size).model_dump_json().encode()
+
+    async def get(self, _key: str) -> Item:
+        return Item.model_validate_json(self._data)
+
+
+async def get_all(peer: Peer | ParseAlone, keys: list[str]) -> None:
     for key in keys:
         await peer.get(key)
 
@@ -156,7 +162,7 @@ def run_apart(name: str, arguments: argparse.Namespace) -> dict[str, float] | No
             check=False,
         )
     if done.returncode:
-        if "ModuleNotFoundError" in done.stderr:
+        if "ModuleNotFoundError" in done.stderr and not name.startswith("strongroom"):
             return None
         sys.exit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The records of a store that were used last."""
+"""A bounded cache of the records that a store was asked for last."""
 
 from __future__ import annotations
 
@@ -9,34 +9,29 @@ from strongroom.storage.records import Record, Write
 RECORD_OVERHEAD = 200  # bytes that a record takes beside its value
 
 
-class RecordCache:
-    """The records used last, as they are encoded, so that nobody can change what is stored."""
+class RecordCache(OrderedDict[str, Record]):
+    """The records used last, as they are encoded, so that nobody can change what is stored.
+
+    Look into it as into any dictionary, and `move_to_end` what was used; change it by its own
+    methods, which keep count of the bytes.
+    """
 
     def __init__(self, limit: int) -> None:
+        super().__init__()
         self._limit = limit
         self._size = 0
-        self._records: OrderedDict[str, Record] = OrderedDict()
-        self.keys = self._records.keys()
-
-    def get(self, key: str) -> Record | None:
-        """The record, which may have expired; None if it is not here."""
-        record = self._records.get(key)
-        if record is not None:
-            self._records.move_to_end(key)
-        return record
 
     def put(self, record: Record) -> None:
         """Take a record that was read, or that a commit has changed."""
         self.drop(record.key)
-        self._records[record.key] = record
+        self[record.key] = record
         self._size += len(record.value) + RECORD_OVERHEAD
         while self._size > self._limit:
-            _, oldest = self._records.popitem(last=False)
-            self._size -= len(oldest.value) + RECORD_OVERHEAD
+            self.drop(next(iter(self)))
 
     def commit(self, write: Write, revision: int, now: int) -> None:
         """Change a record that is here to what a commit has made of it."""
-        old = self._records[write.key]
+        old = self[write.key]
         if old.revision >= revision > 0:
             return  # it was read after the commit
         if write.value is None:
@@ -48,11 +43,11 @@ class RecordCache:
 
     def drop(self, key: str) -> None:
         """Forget a record."""
-        old = self._records.pop(key, None)
+        old = self.pop(key, None)
         if old is not None:
             self._size -= len(old.value) + RECORD_OVERHEAD
 
     def clear(self) -> None:
         """Forget all."""
-        self._records.clear()
+        super().clear()
         self._size = 0

@@ -120,6 +120,8 @@ class SqliteStore(RecordStore):
                 record = self._read_inline(key)
                 if record is _LONG:
                     record = await self._in_thread(tables.read_long, key, self._clock())
+            else:
+                self._cache.move_to_end(key)
             found.append(record)
         return found
 
@@ -477,11 +479,10 @@ class SqliteStore(RecordStore):
         """Take note of a commit, before those who wait for it are told."""
         self._under_way -= len(batch)
         self.marked = False
-        cached = self._cache.keys
         for (writes, _, _), outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, list):
                 for place, write in enumerate(writes):
-                    if write.key in cached:
+                    if write.key in self._cache:
                         self._cache.commit(write, outcome[place], now)
                     if write.expires is not None:
                         self._due = min(write.expires, self._due or write.expires)
