@@ -24,7 +24,7 @@ MAX_BATCH = 4096
 CHECKPOINT_PAGES = 4000  # 16 MiB of log
 SWEEP_RECORDS = 1000
 ACKNOWLEDGED_AT_ONCE = 32  # callers in one turn of the event loop
-HANDED_OVER_AT_ONCE = 1024  # at most, so that a busy loop does not keep the thread waiting
+HANDED_OVER_AT_ONCE = 256  # while callers are told, so that both threads have work
 
 log = logging.getLogger(__name__)
 
