@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from strongroom.settings import StorageSettings
 from strongroom.storage import KeyValueStore
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 
 CALLERS = 1024
 RECORDS = 100_000

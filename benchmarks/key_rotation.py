@@ -20,7 +20,7 @@ from pathlib import Path
 from strongroom.keys.master import MasterKey, new_master_key
 from strongroom.settings import StorageSettings
 from strongroom.storage.records import Write
-from strongroom.storage.sqlite import EncryptedSqliteProvider
+from strongroom.storage.sqlite.provider import EncryptedSqliteProvider
 
 VALUE_BYTES = 10_000
 BATCH = 1_000

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from strongroom.settings import StorageSettings
 from strongroom.storage import StorageProvider
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 
 BATCH = 1000
 

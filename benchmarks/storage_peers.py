@@ -39,7 +39,7 @@ class Strongroom:
 
     async def open(self, directory: Path) -> None:
         from strongroom.settings import StorageSettings
-        from strongroom.storage.providers import open_provider
+        from strongroom.storage.provider import open_provider
 
         settings = StorageSettings(profile=self.profile, directory=directory, master_key=self.key)
         self.provider = await open_provider(settings)

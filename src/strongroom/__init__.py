@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from strongroom.agents.agent import Agent, BaseAgent
     from strongroom.agents.operations import operation
     from strongroom.agents.state import BaseAgentState
-    from strongroom.nodes.client import Fabric, FameFabric
+    from strongroom.nodes.fabric import Fabric, FameFabric
     from strongroom.nodes.node import Node
     from strongroom.nodes.sentinel import Sentinel
-    from strongroom.storage.records import RecordStore, StorageProvider
+    from strongroom.storage.provider import StorageProvider
+    from strongroom.storage.records import RecordStore
     from strongroom.storage.typed import Change, Entry, KeyValueStore
 
 __version__ = "0.1.0"
@@ -46,13 +47,13 @@ _MODULES = {
     "BaseAgentState": "agents.state",
     "Change": "storage.typed",
     "Entry": "storage.typed",
-    "Fabric": "nodes.client",
-    "FameFabric": "nodes.client",
+    "Fabric": "nodes.fabric",
+    "FameFabric": "nodes.fabric",
     "KeyValueStore": "storage.typed",
     "Node": "nodes.node",
     "RecordStore": "storage.records",
     "Sentinel": "nodes.sentinel",
-    "StorageProvider": "storage.records",
+    "StorageProvider": "storage.provider",
     "operation": "agents.operations",
 }
 

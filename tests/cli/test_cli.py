@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from strongroom.cli.main import app, main
 from strongroom.keys.master import new_master_key
 from strongroom.settings import StorageSettings
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 
 SECRET = "Meet me at the old mill"
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from strongroom.disk.database import CIPHER, check_engine
 from strongroom.errors import EngineUnsuitable
 from strongroom.settings import StorageSettings
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 
 HEX_KEY = "000102030405060708090a0b0c0d0e0f" * 2
 BASE64_KEY = base64.urlsafe_b64encode(bytes.fromhex(HEX_KEY)).decode().rstrip("=")

@@ -32,7 +32,7 @@ from strongroom.errors import (
 from strongroom.keys.master import new_master_key
 from strongroom.settings import StorageSettings
 from strongroom.storage import StorageProvider
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 
 KEY = new_master_key()
 KEYSTORE = "__keystore_encrypted_value.db"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strongroom.errors import InvalidAddress
-from strongroom.fabric.address import Address, check_node_id, new_id, source_id
+from strongroom.messaging.address import Address, check_node_id, new_id, source_id
 
 LABEL = st.text(string.ascii_letters + string.digits + "-", min_size=1, max_size=12)
 SEGMENT = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=12)

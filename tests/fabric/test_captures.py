@@ -12,7 +12,7 @@ import pytest
 from fabrics import sentinel
 from websockets.asyncio.client import ClientConnection, connect
 
-from strongroom.fabric.envelope import CreditUpdate, decode
+from strongroom.messaging.envelope import CreditUpdate, decode
 
 CAPTURES = sorted((Path(__file__).parent.parent / "data/captures").glob("*.jsonl"))
 PER_LINK = ("seqId", "flowFlags", "flowId")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from strongroom.errors import ProtocolError
-from strongroom.fabric.envelope import Data, DeliveryAck, Envelope, NodeAttachAck, decode, encode
+from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NodeAttachAck, decode, encode
 
 NAME = st.text(max_size=20)
 MAYBE = st.none() | NAME

@@ -14,8 +14,8 @@ from proxy import proxied
 
 from strongroom import Agent, Fabric, Settings
 from strongroom.errors import CallError, CallInterrupted, CallTimeout, FabricError, NoRoute
-from strongroom.fabric import link
-from strongroom.fabric.rpc import Target
+from strongroom.messaging import link
+from strongroom.messaging.rpc import Target
 from strongroom.nodes import uplink
 from strongroom.nodes.sentinel import Sentinel
 from strongroom.settings import StorageSettings

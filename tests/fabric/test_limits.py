@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from strongroom import Agent, Fabric
 from strongroom.errors import CallInterrupted, StreamStalled
-from strongroom.fabric import calls, flow
+from strongroom.messaging import calls, flow
 from strongroom.nodes.sentinel import Sentinel
 
 PATH = "/fame/v1/attach/ws/downstream/"

@@ -3,7 +3,7 @@
 import pytest
 
 from strongroom.errors import NoRoute
-from strongroom.fabric.routes import Routes
+from strongroom.messaging.routes import Routes
 
 
 @pytest.fixture

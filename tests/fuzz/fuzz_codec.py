@@ -16,9 +16,9 @@ with atheris.instrument_imports():
 
     from strongroom.agents.operations import unpack
     from strongroom.errors import CallError, InvalidAddress, InvalidArguments, ProtocolError
-    from strongroom.fabric.address import Address
-    from strongroom.fabric.envelope import Data, decode, encode
-    from strongroom.fabric.rpc import read_request, read_response
+    from strongroom.messaging.address import Address
+    from strongroom.messaging.envelope import Data, decode, encode
+    from strongroom.messaging.rpc import read_request, read_response
 
 
 def one_input(data: bytes) -> None:

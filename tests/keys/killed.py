@@ -20,9 +20,9 @@ from strongroom.errors import WrongMasterKey
 from strongroom.keys.keystore import State
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
-from strongroom.storage import writer
 from strongroom.storage.records import Write
-from strongroom.storage.sqlite import EncryptedSqliteProvider
+from strongroom.storage.sqlite import writer
+from strongroom.storage.sqlite.provider import EncryptedSqliteProvider
 
 KEY, OTHER = "1" * 64, "2" * 64
 KILLED = 9

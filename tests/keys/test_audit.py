@@ -14,9 +14,9 @@ from strongroom.errors import AuditBroken
 from strongroom.keys.audit import Line
 from strongroom.keys.master import MasterKey, new_master_key
 from strongroom.settings import StorageSettings
-from strongroom.storage.files import AUDIT, META
 from strongroom.storage.records import Write
-from strongroom.storage.sqlite import EncryptedSqliteProvider
+from strongroom.storage.sqlite.files import AUDIT, META
+from strongroom.storage.sqlite.provider import EncryptedSqliteProvider
 
 KEY = new_master_key()
 KEYSTORE = "__keystore_encrypted_value.db"

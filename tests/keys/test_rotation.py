@@ -25,9 +25,9 @@ from strongroom.errors import (
 from strongroom.keys.keystore import State
 from strongroom.keys.master import MasterKey, new_master_key
 from strongroom.settings import StorageSettings
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 from strongroom.storage.records import Write
-from strongroom.storage.sqlite import SqliteProvider
+from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.testing import leak_scan
 
 KEY, OTHER = new_master_key(), new_master_key()

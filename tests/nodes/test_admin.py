@@ -11,14 +11,14 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
+from strongroom.admin import socket as admin
+from strongroom.admin.commands import Progress
+from strongroom.admin.socket import STATUS, admin_socket, operate
 from strongroom.errors import InvalidNamespace, NotSupported, OwnerUnreachable, SettingsError
 from strongroom.keys.master import new_master_key
-from strongroom.nodes import admin
-from strongroom.nodes.admin import STATUS, admin_socket, operate
-from strongroom.nodes.commands import Progress
 from strongroom.nodes.node import Node
 from strongroom.settings import Settings, StorageSettings
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 
 
 class Note(BaseModel):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from strongroom.settings import StorageSettings
 from strongroom.storage import Clock, MemoryProvider, StorageProvider
-from strongroom.storage.sqlite import EncryptedSqliteProvider, SqliteProvider
+from strongroom.storage.sqlite.provider import EncryptedSqliteProvider, SqliteProvider
 from strongroom.testing.trial import Make
 
 MASTER_KEY = "00112233445566778899aabbccddeeff" * 2

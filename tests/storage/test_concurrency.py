@@ -19,8 +19,9 @@ from pydantic import BaseModel
 
 from strongroom.errors import RevisionConflict, StoreClosed, StoreForked
 from strongroom.settings import StorageSettings
-from strongroom.storage import KeyValueStore, StorageProvider, sqlite
-from strongroom.storage.providers import open_provider
+from strongroom.storage import KeyValueStore, StorageProvider
+from strongroom.storage.provider import open_provider
+from strongroom.storage.sqlite import provider as sqlite
 
 KEY = "ab" * 32
 

@@ -22,7 +22,7 @@ from strongroom.errors import (
     StoreSwapped,
 )
 from strongroom.settings import StorageSettings
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 
 KEY = "00112233445566778899aabbccddeeff" * 2
 NOTES = "notes_encrypted_value.db"

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from strongroom.keys.master import new_master_key
 from strongroom.settings import StorageSettings
 from strongroom.storage import open_provider, system_clock
-from strongroom.storage.doctor import Finding, examine_at_rest, examine_running
-from strongroom.storage.files import StoreFiles
-from strongroom.storage.sqlite import SqliteProvider
+from strongroom.storage.sqlite.doctor import Finding, examine_at_rest, examine_running
+from strongroom.storage.sqlite.files import StoreFiles
+from strongroom.storage.sqlite.provider import SqliteProvider
 
 KEY = new_master_key()
 NOTES = "notes_encrypted_value.db"

@@ -18,7 +18,7 @@ import pytest
 from pydantic import BaseModel
 
 from strongroom.settings import StorageSettings
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 
 KEY = b"a passphrase would be slower here, so this is random".hex()[:64]
 WRITERS = 8

@@ -9,8 +9,8 @@ from pydantic import BaseModel, create_model
 
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
-from strongroom.storage.providers import open_provider
-from strongroom.storage.sqlite import EncryptedSqliteProvider
+from strongroom.storage.provider import open_provider
+from strongroom.storage.sqlite.provider import EncryptedSqliteProvider
 from strongroom.testing import leak_scan
 from strongroom.testing.powerloss import Disk, Operation
 

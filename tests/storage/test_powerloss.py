@@ -25,8 +25,8 @@ from strongroom.disk import database, directory
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage import KeyValueStore
-from strongroom.storage.providers import open_provider
-from strongroom.storage.sqlite import EncryptedSqliteProvider, SqliteProvider
+from strongroom.storage.provider import open_provider
+from strongroom.storage.sqlite.provider import EncryptedSqliteProvider, SqliteProvider
 from strongroom.testing.powerloss import Disk, Loss
 
 KEY, NEW_KEY = "ab" * 32, "cd" * 32

@@ -10,7 +10,8 @@ import pytest
 
 from strongroom.errors import InvalidNamespace, SettingsError, UnknownProfile
 from strongroom.settings import StorageSettings
-from strongroom.storage import MemoryProvider, open_provider, providers
+from strongroom.storage import MemoryProvider, open_provider
+from strongroom.storage import provider as providers
 from strongroom.storage.records import check_namespace, prefix_end
 
 

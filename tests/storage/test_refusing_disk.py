@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from strongroom.errors import StorageError, StoreUnavailable
 from strongroom.settings import StorageSettings
 from strongroom.storage import KeyValueStore, StorageProvider, Write
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import open_provider
 from strongroom.testing.powerloss import Disk, Operation
 
 KEY = "ab" * 32

@@ -14,13 +14,13 @@ from strongroom.agents.operations import Operation, operations_of
 from strongroom.agents.remote import Remote
 from strongroom.agents.state import BaseAgentState, S, StateHolder, state_model
 from strongroom.errors import StrongroomError, UnknownOperation
-from strongroom.fabric.address import Address
-from strongroom.fabric.calls import TIMEOUT
-from strongroom.fabric.rpc import Target
-from strongroom.nodes.client import Fabric
+from strongroom.messaging.address import Address
+from strongroom.messaging.calls import TIMEOUT
+from strongroom.messaging.rpc import Target
+from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.node import Node
 from strongroom.nodes.process import run, run_until_stopped
-from strongroom.storage.records import StorageProvider
+from strongroom.storage.provider import StorageProvider
 
 AGENT_CAPABILITY = "fame.capability.agent"
 

@@ -11,9 +11,9 @@ from msgspec import Raw
 from pydantic import TypeAdapter
 
 from strongroom.agents.operations import Operation, pack
-from strongroom.fabric.calls import TIMEOUT
-from strongroom.fabric.rpc import Target
-from strongroom.nodes.client import Fabric
+from strongroom.messaging.calls import TIMEOUT
+from strongroom.messaging.rpc import Target
+from strongroom.nodes.fabric import Fabric
 
 Reader = Callable[[Raw], Any]
 

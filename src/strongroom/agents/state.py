@@ -10,7 +10,7 @@ from typing import Any, Generic, get_args
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
-from strongroom.storage.records import StorageProvider
+from strongroom.storage.provider import StorageProvider
 from strongroom.storage.typed import KeyValueStore
 
 KEY = "state"

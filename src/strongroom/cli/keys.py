@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from strongroom.admin.socket import operate
 from strongroom.cli.output import (
     KEYSTORES,
     Directory,
@@ -23,7 +24,6 @@ from strongroom.errors import KeystoreMissing, MasterKeyInvalid
 from strongroom.keys.keystore import Keystore
 from strongroom.keys.master import new_master_key, read_master_key
 from strongroom.keys.sheet import read_sheet, write_sheet
-from strongroom.nodes.admin import operate
 from strongroom.settings import StorageSettings
 
 key_app = typer.Typer(help="Make, check and rotate keys.", no_args_is_help=True)

@@ -15,6 +15,9 @@ import msgspec
 import typer
 
 from strongroom import __version__
+from strongroom.admin import commands
+from strongroom.admin.commands import Progress
+from strongroom.admin.socket import STATUS, operate
 from strongroom.agents.agent import Agent, BaseAgent
 from strongroom.cli import keys, store
 from strongroom.cli.output import Directory, Json, storage_settings, without_progress, write
@@ -26,14 +29,11 @@ from strongroom.errors import (
     Unhealthy,
     UnknownOperation,
 )
-from strongroom.nodes import commands
-from strongroom.nodes.admin import STATUS, operate
-from strongroom.nodes.client import Fabric
-from strongroom.nodes.commands import Progress
+from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.process import run
 from strongroom.nodes.sentinel import Sentinel
 from strongroom.settings import ATTACH_PATH, DEFAULT_PORT, Settings, StorageSettings
-from strongroom.storage import doctor
+from strongroom.storage.sqlite import doctor
 
 INTERNAL_ERROR = 70
 HINTS = {  # an answer of a peer's says what was wrong, and not what to do here

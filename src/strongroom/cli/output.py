@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from strongroom.nodes import commands
+from strongroom.admin import commands
 from strongroom.settings import Settings, StorageSettings
 
 Directory = Annotated[

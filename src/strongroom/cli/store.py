@@ -11,6 +11,8 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 import typer
 
+from strongroom.admin.commands import Item
+from strongroom.admin.socket import operate
 from strongroom.cli.output import (
     Directory,
     Json,
@@ -21,8 +23,6 @@ from strongroom.cli.output import (
     write,
 )
 from strongroom.errors import ImportInvalid, InvalidKey
-from strongroom.nodes.admin import operate
-from strongroom.nodes.commands import Item
 from strongroom.storage.records import MAX_VALUE_BYTES
 
 BATCH_RECORDS = 500

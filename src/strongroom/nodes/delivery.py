@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from strongroom.errors import FabricError
-from strongroom.fabric.address import new_id
-from strongroom.fabric.envelope import Data, DeliveryAck, Envelope, ReplyType, decode, encode
-from strongroom.fabric.flow import Taken
-from strongroom.fabric.rpc import AWAY
-from strongroom.fabric.serving import Served
+from strongroom.messaging.address import new_id
+from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType, decode, encode
+from strongroom.messaging.flow import Taken
+from strongroom.messaging.rpc import AWAY
+from strongroom.messaging.serving import Served
 
 if TYPE_CHECKING:
-    from strongroom.fabric.rpc import Handler
-    from strongroom.storage.records import StorageProvider
+    from strongroom.messaging.rpc import Handler
+    from strongroom.storage.provider import StorageProvider
     from strongroom.storage.typed import KeyValueStore
 
 PAUSES = (2.0, 4.0, 8.0, 10.0)

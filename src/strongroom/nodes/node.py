@@ -12,11 +12,11 @@ from typing import Any, Protocol, Self
 import msgspec
 from msgspec import Raw
 
+from strongroom.admission.handshake import Membership
 from strongroom.errors import AttachFailed, FabricError, NoRoute, SettingsError
-from strongroom.fabric.address import Address, new_id, source_id
-from strongroom.fabric.admission import Membership
-from strongroom.fabric.calls import Calls
-from strongroom.fabric.envelope import (
+from strongroom.messaging.address import Address, new_id, source_id
+from strongroom.messaging.calls import Calls
+from strongroom.messaging.envelope import (
     AddressBind,
     AddressBindAck,
     AddressUnbind,
@@ -29,18 +29,17 @@ from strongroom.fabric.envelope import (
     ReplyType,
     encode,
 )
-from strongroom.fabric.flow import Channel, Taken, ends_flow
-from strongroom.fabric.link import Loopback
-from strongroom.fabric.routes import NO_ROUTE, in_pool
-from strongroom.fabric.rpc import Handler
-from strongroom.fabric.serving import Served
+from strongroom.messaging.flow import Channel, Taken, ends_flow
+from strongroom.messaging.link import Loopback
+from strongroom.messaging.routes import NO_ROUTE, in_pool
+from strongroom.messaging.rpc import Handler
+from strongroom.messaging.serving import Served
 from strongroom.nodes.delivery import Delivery
-from strongroom.nodes.housekeeping import Housekeeping
-from strongroom.nodes.returning import Returning
+from strongroom.nodes.held import Returning
+from strongroom.nodes.identity import Housekeeping
 from strongroom.nodes.uplink import Uplink
 from strongroom.settings import Settings
-from strongroom.storage.providers import open_provider
-from strongroom.storage.records import StorageProvider
+from strongroom.storage.provider import StorageProvider, open_provider
 
 RETRY_WINDOW = 10.0
 """So long after a sentinel's restart a missing route may still come back."""
@@ -127,7 +126,7 @@ class Node:
             opening.push_async_callback(self._end_residents)
             opening.push_async_callback(self._served.stop)
             if self.storage.needs_directory:
-                from strongroom.nodes.admin import admin_socket  # noqa: PLC0415  # loads SQLite
+                from strongroom.admin.socket import admin_socket  # noqa: PLC0415  # loads SQLite
 
                 await opening.enter_async_context(admin_socket(self.storage, self.describe))
             self._open = opening.pop_all()

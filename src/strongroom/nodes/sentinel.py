@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from strongroom.admission.handshake import answer, check_may_listen, refusal
 from strongroom.errors import CallError, FabricError, InvalidAddress, NoRoute, StreamStalled
-from strongroom.fabric.address import is_address, new_id
-from strongroom.fabric.admission import answer, check_may_listen, refusal
-from strongroom.fabric.envelope import (
+from strongroom.messaging.address import is_address, new_id
+from strongroom.messaging.envelope import (
     AddressBind,
     AddressBindAck,
     AddressUnbind,
@@ -33,11 +33,11 @@ from strongroom.fabric.envelope import (
     NodeHeartbeatAck,
     ReplyType,
 )
-from strongroom.fabric.flow import Channel, Taken, ends_flow
-from strongroom.fabric.link import Link, listen
-from strongroom.fabric.routes import NO_ROUTE, Routes
-from strongroom.fabric.rpc import CALL_INTERRUPTED, STREAM_STALLED, read_response
-from strongroom.nodes.client import Fabric
+from strongroom.messaging.flow import Channel, Taken, ends_flow
+from strongroom.messaging.link import Link, listen
+from strongroom.messaging.routes import NO_ROUTE, Routes
+from strongroom.messaging.rpc import CALL_INTERRUPTED, STREAM_STALLED, read_response
+from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.process import run_until_stopped
 from strongroom.settings import Settings
 

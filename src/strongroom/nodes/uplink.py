@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from strongroom.admission.handshake import Membership, attach_request, membership
 from strongroom.errors import AttachFailed, AttachRefused
-from strongroom.fabric.address import new_id
-from strongroom.fabric.admission import Membership, attach_request, membership
-from strongroom.fabric.envelope import (
+from strongroom.messaging.address import new_id
+from strongroom.messaging.envelope import (
     ControlAck,
     Envelope,
     Frame,
@@ -21,8 +21,8 @@ from strongroom.fabric.envelope import (
     NodeHeartbeatAck,
     ReplyType,
 )
-from strongroom.fabric.flow import Channel, Deliver, Taken
-from strongroom.fabric.link import dial
+from strongroom.messaging.flow import Channel, Deliver, Taken
+from strongroom.messaging.link import dial
 from strongroom.settings import Settings
 
 ANSWER = 10.0

@@ -2,7 +2,7 @@
 
 from strongroom.storage.encoding import Upgrade
 from strongroom.storage.memory import MemoryProvider
-from strongroom.storage.providers import open_provider
+from strongroom.storage.provider import StorageProvider, open_provider
 from strongroom.storage.records import (
     Changes,
     Clock,
@@ -11,7 +11,6 @@ from strongroom.storage.records import (
     Record,
     RecordChange,
     RecordStore,
-    StorageProvider,
     Write,
     check_key,
     check_namespace,

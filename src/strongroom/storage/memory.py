@@ -9,6 +9,7 @@ from sortedcontainers import SortedDict, SortedSet
 
 from strongroom.errors import RevisionConflict, StoreClosed, WatchExpired
 from strongroom.settings import StorageSettings
+from strongroom.storage.provider import StorageProvider
 from strongroom.storage.records import (
     PAGE_BYTES,
     PAGE_RECORDS,
@@ -21,7 +22,6 @@ from strongroom.storage.records import (
     Record,
     RecordChange,
     RecordStore,
-    StorageProvider,
     Write,
     check_namespace,
     prefix_end,

@@ -11,16 +11,10 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import msgspec
 
 from strongroom.errors import InvalidKey, InvalidNamespace, ValueTooLarge
-from strongroom.settings import StorageSettings
-
-if TYPE_CHECKING:
-    from strongroom.storage.encoding import M, Upgrade
-    from strongroom.storage.typed import KeyValueStore
 
 MAX_KEY_BYTES = 1024
 MAX_VALUE_BYTES = 64 * 1024 * 1024
@@ -198,74 +192,6 @@ class RecordStore(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Release the store once the writes under way are done. Closing twice does nothing."""
-
-
-class StorageProvider(ABC):
-    """Where a node keeps everything: gives one `RecordStore` for each namespace.
-
-    A provider is made from the node's `StorageSettings` and a clock. It is chosen by
-    `FAME_STORAGE_PROFILE`: a built-in name, the name of an entry point of the group
-    `strongroom.storage`, or `package.module:Class`.
-    """
-
-    needs_directory: ClassVar[bool] = False
-    """Whether FAME_STORAGE_DB_DIRECTORY must be set."""
-    encrypts: ClassVar[bool] = False
-    """Whether what is stored is encrypted under the master key."""
-
-    def __init__(self, settings: StorageSettings, clock: Clock = system_clock) -> None:
-        self.settings = settings
-        self.clock = clock
-        self.typed: dict[str, KeyValueStore[Any]] = {}
-
-    async def start(self) -> None:  # noqa: B027  # most providers have nothing to do here
-        """Make ready what needs to be awaited; called once, before anything else.
-
-        When it raises, it has released what it took.
-        """
-
-    @final
-    async def get_kv_store(
-        self, model_cls: type[M], namespace: str, *, upgrade: Sequence[Upgrade] = ()
-    ) -> KeyValueStore[M]:
-        """Open a namespace as a store of `model_cls`, a Pydantic model.
-
-        >>> notes = await provider.get_kv_store(Note, "notes")
-
-        Args:
-            model_cls: The type of the records.
-            namespace: 1 to 120 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
-            upgrade: One function for each older version of the model, oldest first; each takes the
-                JSON object as that version stored it, and returns it as the next version has it.
-
-        Raises:
-            InvalidNamespace: The name is not allowed, or differs from another's only in case.
-            StoreError: The namespace's file cannot be used.
-        """
-        from strongroom.storage.typed import KeyValueStore  # noqa: PLC0415  # it builds on this
-
-        check_namespace(namespace, await self.namespaces())
-        records = await self.open(namespace)
-        store = KeyValueStore(records, model_cls, namespace, self.clock, upgrade)
-        self.typed[namespace] = store  # so that an inspection knows the model
-        return store
-
-    @abstractmethod
-    async def open(self, namespace: str) -> RecordStore:
-        """Open a namespace, made on first use. An open one is returned again, not opened twice."""
-
-    @abstractmethod
-    async def namespaces(self) -> list[str]:
-        """The names of all namespaces, sorted."""
-
-    @abstractmethod
-    async def drop(self, namespace: str) -> None:
-        """Delete a namespace with all its records. One that does not exist is no error."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Close every open namespace. Closing twice does nothing; afterwards `open` raises
-        `StoreClosed`."""
 
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from strongroom.storage import Feature
-from strongroom.testing import provider_cases, record_cases, typed_cases, watch_cases
+from strongroom.testing.cases import provider, record, typed, watch
 from strongroom.testing.trial import ALL_CASES, Case, Make, Trial
 
 __all__ = ["CASES", "SLOW_CASES", "Outcome", "Report", "conformance", "conformance_tests"]
 
-_MODULES = (record_cases, watch_cases, provider_cases, typed_cases)  # which filled ALL_CASES
+_MODULES = (provider, record, typed, watch)  # which filled ALL_CASES
 
 CASES = tuple(case for case in ALL_CASES if not case.slow)
 """The cases that take well under a second each."""

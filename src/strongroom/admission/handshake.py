@@ -8,8 +8,8 @@ import ipaddress
 from msgspec import Struct
 
 from strongroom.errors import AttachRefused, SettingsError
-from strongroom.fabric.address import new_id
-from strongroom.fabric.envelope import Envelope, NodeAttach, NodeAttachAck
+from strongroom.messaging.address import new_id
+from strongroom.messaging.envelope import Envelope, NodeAttach, NodeAttachAck
 from strongroom.settings import Settings
 
 

@@ -18,10 +18,7 @@ import msgspec
 from strongroom.errors import InvalidNamespace, KeyMissing, NotSupported
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
-from strongroom.storage import doctor, tables
 from strongroom.storage.encoding import join, split
-from strongroom.storage.files import StoreFiles
-from strongroom.storage.namespace import SqliteStore
 from strongroom.storage.records import (
     PAGE_RECORDS,
     Record,
@@ -30,7 +27,10 @@ from strongroom.storage.records import (
     check_namespace,
     system_clock,
 )
-from strongroom.storage.sqlite import SqliteProvider
+from strongroom.storage.sqlite import doctor, tables
+from strongroom.storage.sqlite.files import StoreFiles
+from strongroom.storage.sqlite.provider import SqliteProvider
+from strongroom.storage.sqlite.store import SqliteStore
 
 T = TypeVar("T")
 Command = Callable[..., AsyncGenerator[Any, None]]

@@ -40,8 +40,8 @@ from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.keys.keystore import DroppedFile, Entry, Keystore, State
 from strongroom.keys.master import MasterKey, read_master_key
 from strongroom.settings import StorageSettings
-from strongroom.storage import tables
 from strongroom.storage.records import Clock, Record
+from strongroom.storage.sqlite import tables
 
 META = "__node_meta"
 AUDIT = "audit/"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, Field
 
 from strongroom import __version__
-from strongroom.fabric.address import check_node_id, new_id
-from strongroom.fabric.routes import Child
+from strongroom.messaging.address import check_node_id, new_id
+from strongroom.messaging.routes import Child
 
 if TYPE_CHECKING:
-    from strongroom.storage.records import StorageProvider
+    from strongroom.storage.provider import StorageProvider
     from strongroom.storage.typed import KeyValueStore
 
 FORMAT_VERSION = 1

@@ -19,7 +19,7 @@ from strongroom.errors import (
     StreamStalled,
     UnknownOperation,
 )
-from strongroom.fabric.envelope import DeliveryAck
+from strongroom.messaging.envelope import DeliveryAck
 
 NULL = b"null"
 STREAM_CLOSED = "STREAM_CLOSED"

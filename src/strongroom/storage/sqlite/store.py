@@ -22,7 +22,6 @@ from strongroom.errors import (
     StoreUnavailable,
     WatchExpired,
 )
-from strongroom.storage import tables
 from strongroom.storage.cache import RecordCache
 from strongroom.storage.records import (
     PAGE_BYTES,
@@ -35,7 +34,8 @@ from strongroom.storage.records import (
     RecordStore,
     Write,
 )
-from strongroom.storage.writer import Outcome, Waiting, Writer
+from strongroom.storage.sqlite import tables
+from strongroom.storage.sqlite.writer import Outcome, Waiting, Writer
 
 CACHE_BYTES = 16 * 1024 * 1024
 SCANNERS = 4

@@ -17,7 +17,7 @@ import picows
 from picows import WSCloseCode, WSFrame, WSMsgType, WSTransport
 
 from strongroom.errors import AttachFailed, AttachRefused, ListenFailed, MessageTooLarge
-from strongroom.fabric.envelope import MAX_MESSAGE
+from strongroom.messaging.envelope import MAX_MESSAGE
 
 SILENCE = 30.0
 """A link on which no message arrives for so many seconds is dropped, as real peers do."""

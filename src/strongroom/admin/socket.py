@@ -23,13 +23,12 @@ from typing import Any
 import msgspec
 
 from strongroom import errors
+from strongroom.admin import commands
+from strongroom.admin.commands import Progress
 from strongroom.errors import DirectoryInUse, OwnerUnreachable, SettingsError, StrongroomError
-from strongroom.nodes import commands
-from strongroom.nodes.commands import Progress
 from strongroom.settings import StorageSettings
-from strongroom.storage.providers import open_provider
-from strongroom.storage.records import StorageProvider
-from strongroom.storage.sqlite import SqliteProvider
+from strongroom.storage.provider import StorageProvider, open_provider
+from strongroom.storage.sqlite.provider import SqliteProvider
 
 MAX_LINE = 128 * 1024 * 1024  # a value of 64 MiB in base64 fits
 MAX_PATH = 107  # of a Unix socket

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from strongroom.errors import NoRoute
-from strongroom.fabric.address import Address
+from strongroom.messaging.address import Address
 
 CHILD_UNREACHABLE = "CHILD_UNREACHABLE"
 NO_ROUTE = "NO_ROUTE"

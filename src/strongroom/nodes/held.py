@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from strongroom.fabric.envelope import Data, Envelope
-from strongroom.fabric.flow import Taken
+from strongroom.messaging.envelope import Data, Envelope
+from strongroom.messaging.flow import Taken
 
 WAIT = 10.0
 MAX_HELD = 1024

@@ -22,15 +22,12 @@ from strongroom.errors import (
 from strongroom.keys.audit import Line
 from strongroom.keys.keystore import State
 from strongroom.keys.master import MasterKey
-from strongroom.storage import rotation, tables
-from strongroom.storage.files import AUDIT, MARK, META, Known, Mark, StoreFiles
-from strongroom.storage.namespace import SqliteStore
-from strongroom.storage.records import (
-    StorageProvider,
-    Write,
-    check_namespace,
-)
-from strongroom.storage.rotation import Copy, Progress
+from strongroom.storage.provider import StorageProvider
+from strongroom.storage.records import Write, check_namespace
+from strongroom.storage.sqlite import rotation, tables
+from strongroom.storage.sqlite.files import AUDIT, MARK, META, Known, Mark, StoreFiles
+from strongroom.storage.sqlite.rotation import Copy, Progress
+from strongroom.storage.sqlite.store import SqliteStore
 
 TICK_SECONDS = 1.0
 MARK_TICKS = 5

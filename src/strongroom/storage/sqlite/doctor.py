@@ -21,11 +21,11 @@ from strongroom.disk.directory import NETWORK_FILESYSTEMS, filesystem
 from strongroom.errors import RecordInvalid, StorageError, StoreUnavailable
 from strongroom.keys.audit import Line
 from strongroom.keys.keystore import State
-from strongroom.storage import tables
 from strongroom.storage.encoding import split
-from strongroom.storage.files import AUDIT, MARK, META, StoreFiles
 from strongroom.storage.records import PAGE_BYTES, PAGE_RECORDS, Record
-from strongroom.storage.sqlite import SqliteProvider
+from strongroom.storage.sqlite import tables
+from strongroom.storage.sqlite.files import AUDIT, MARK, META, StoreFiles
+from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.typed import KeyValueStore
 
 NAMED_RECORDS = 5

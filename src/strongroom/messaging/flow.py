@@ -15,9 +15,9 @@ from collections.abc import Callable, Sized
 from functools import partial
 
 from strongroom.errors import ProtocolError, StreamStalled
-from strongroom.fabric.address import new_id
-from strongroom.fabric.envelope import CreditUpdate, Envelope, FlowFlag, decode, encode
-from strongroom.fabric.link import Link, Loopback, check_size
+from strongroom.messaging.address import new_id
+from strongroom.messaging.envelope import CreditUpdate, Envelope, FlowFlag, decode, encode
+from strongroom.messaging.link import Link, Loopback, check_size
 
 WINDOW = 32
 CREDIT_AFTER = 24
@@ -29,7 +29,7 @@ MAX_HELD_BYTES = 64 * 1024 * 1024
 STALL = 10.0
 SWEEP = 30.0
 
-log = logging.getLogger("strongroom.fabric")
+log = logging.getLogger("strongroom.messaging")
 envelopes = logging.getLogger("strongroom.envelopes")
 
 Taken = Callable[[], None]

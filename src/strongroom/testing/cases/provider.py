@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from strongroom.errors import InvalidNamespace, StoreClosed
 from strongroom.storage import Feature, RecordStore, Write
+from strongroom.testing.cases.typed import Item
 from strongroom.testing.trial import Trial, case, everything, get, holds, present, put, raises, same
-from strongroom.testing.typed_cases import Item
 
 
 @case()

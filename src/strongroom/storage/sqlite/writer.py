@@ -17,8 +17,8 @@ import apsw
 
 from strongroom.disk import database
 from strongroom.errors import RevisionConflict, StorageError, StoreUnavailable
-from strongroom.storage import tables
 from strongroom.storage.records import Clock, Write
+from strongroom.storage.sqlite import tables
 
 MAX_BATCH = 4096
 CHECKPOINT_PAGES = 4000  # 16 MiB of log

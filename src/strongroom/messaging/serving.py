@@ -13,10 +13,10 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from strongroom.errors import CallError, FabricError, MessageTooLarge, StreamStalled
-from strongroom.fabric.address import new_id
-from strongroom.fabric.envelope import Data, DeliveryAck, Envelope, FlowFlag, ReplyType
-from strongroom.fabric.flow import STALL, Taken
-from strongroom.fabric.rpc import (
+from strongroom.messaging.address import new_id
+from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, FlowFlag, ReplyType
+from strongroom.messaging.flow import STALL, Taken
+from strongroom.messaging.rpc import (
     NULL,
     STREAM_STALLED,
     ErrorDetail,
@@ -39,7 +39,7 @@ Send = Callable[[Envelope, float], Awaitable[None]]
 Answered = Callable[[Envelope, Envelope | None], Awaitable[None]]
 """Called with a request and its answer before that is sent; None for a plain message."""
 
-log = logging.getLogger("strongroom.fabric")
+log = logging.getLogger("strongroom.messaging")
 
 
 class Served:

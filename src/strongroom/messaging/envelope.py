@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from strongroom.errors import ProtocolError
-from strongroom.fabric.address import new_id
+from strongroom.messaging.address import new_id
 
 MAX_MESSAGE: Final = 256 * 1024
 """The largest message, in bytes: real peers refuse to send or receive a larger one."""

@@ -18,10 +18,10 @@ from strongroom.errors import (
     ProtocolError,
     StreamStalled,
 )
-from strongroom.fabric.address import new_id
-from strongroom.fabric.envelope import Data, DeliveryAck, Envelope, ReplyType
-from strongroom.fabric.flow import STALL, Taken
-from strongroom.fabric.rpc import (
+from strongroom.messaging.address import new_id
+from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType
+from strongroom.messaging.flow import STALL, Taken
+from strongroom.messaging.rpc import (
     STREAM_CLOSED,
     Request,
     Response,

@@ -1,0 +1,152 @@
+"""What a storage provider is, and the one that FAME_STORAGE_PROFILE names."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, final
+
+from strongroom.errors import SettingsError, UnknownProfile
+from strongroom.settings import StorageSettings
+from strongroom.storage.encoding import M, Upgrade
+from strongroom.storage.records import Clock, RecordStore, check_namespace, system_clock
+from strongroom.storage.typed import KeyValueStore
+
+ENTRY_POINTS = "strongroom.storage"
+
+# By name, so that a node without files loads neither SQLite nor the cryptography behind it.
+BUILT_IN: dict[str, str] = {
+    "memory": "strongroom.storage.memory:MemoryProvider",
+    "sqlite": "strongroom.storage.sqlite.provider:SqliteProvider",
+    "encrypted-sqlite": "strongroom.storage.sqlite.provider:EncryptedSqliteProvider",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class StorageProvider(ABC):
+    """Where a node keeps everything: gives one `RecordStore` for each namespace.
+
+    A provider is made from the node's `StorageSettings` and a clock. It is chosen by
+    `FAME_STORAGE_PROFILE`: a built-in name, the name of an entry point of the group
+    `strongroom.storage`, or `package.module:Class`.
+    """
+
+    needs_directory: ClassVar[bool] = False
+    """Whether FAME_STORAGE_DB_DIRECTORY must be set."""
+    encrypts: ClassVar[bool] = False
+    """Whether what is stored is encrypted under the master key."""
+
+    def __init__(self, settings: StorageSettings, clock: Clock = system_clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.typed: dict[str, KeyValueStore[Any]] = {}
+
+    async def start(self) -> None:  # noqa: B027  # most providers have nothing to do here
+        """Make ready what needs to be awaited; called once, before anything else.
+
+        When it raises, it has released what it took.
+        """
+
+    @final
+    async def get_kv_store(
+        self, model_cls: type[M], namespace: str, *, upgrade: Sequence[Upgrade] = ()
+    ) -> KeyValueStore[M]:
+        """Open a namespace as a store of `model_cls`, a Pydantic model.
+
+        >>> notes = await provider.get_kv_store(Note, "notes")
+
+        Args:
+            model_cls: The type of the records.
+            namespace: 1 to 120 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
+            upgrade: One function for each older version of the model, oldest first; each takes the
+                JSON object as that version stored it, and returns it as the next version has it.
+
+        Raises:
+            InvalidNamespace: The name is not allowed, or differs from another's only in case.
+            StoreError: The namespace's file cannot be used.
+        """
+        check_namespace(namespace, await self.namespaces())
+        records = await self.open(namespace)
+        store = KeyValueStore(records, model_cls, namespace, self.clock, upgrade)
+        self.typed[namespace] = store  # so that an inspection knows the model
+        return store
+
+    @abstractmethod
+    async def open(self, namespace: str) -> RecordStore:
+        """Open a namespace, made on first use. An open one is returned again, not opened twice."""
+
+    @abstractmethod
+    async def namespaces(self) -> list[str]:
+        """The names of all namespaces, sorted."""
+
+    @abstractmethod
+    async def drop(self, namespace: str) -> None:
+        """Delete a namespace with all its records. One that does not exist is no error."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close every open namespace. Closing twice does nothing; afterwards `open` raises
+        `StoreClosed`."""
+
+
+async def open_provider(settings: StorageSettings, clock: Clock = system_clock) -> StorageProvider:
+    """The provider that `settings.profile` names, ready for use. Whoever opens it closes it.
+
+    >>> provider = await open_provider(StorageSettings(profile="memory"))
+
+    Raises:
+        UnknownProfile: There is no such provider, or it cannot be loaded.
+        SettingsError: The provider needs FAME_STORAGE_DB_DIRECTORY.
+        DirectoryError: The data directory cannot be used.
+    """
+    provider_class = _find(settings.profile)
+    if provider_class.needs_directory and settings.directory is None:
+        raise SettingsError(
+            f"The storage profile {settings.profile!r} keeps its data in files, and "
+            "FAME_STORAGE_DB_DIRECTORY is not set. Try: FAME_STORAGE_DB_DIRECTORY=data"
+        )
+    if settings.has_master_key and not provider_class.encrypts:
+        _log.warning(
+            "A master key is set, but the storage profile %r does not encrypt.", settings.profile
+        )
+    provider = provider_class(settings, clock)
+    await provider.start()
+    return provider
+
+
+def _find(profile: str) -> type[StorageProvider]:
+    plugins = {plugin.name: plugin for plugin in entry_points(group=ENTRY_POINTS)}
+    if clashing := sorted(plugins.keys() & BUILT_IN.keys()):
+        name = clashing[0]
+        raise UnknownProfile(
+            f"{name!r} is a built-in storage profile, and {plugins[name].value} claims the name in "
+            f"the entry points {ENTRY_POINTS!r}. Try: uninstall that package"
+        )
+    if profile in BUILT_IN:
+        return _load(EntryPoint(profile, BUILT_IN[profile], ENTRY_POINTS))
+    if profile in plugins:
+        return _load(plugins[profile])
+    if ":" in profile:
+        return _load(EntryPoint(profile, profile, ENTRY_POINTS))
+    choices = [*BUILT_IN, *sorted(plugins)]
+    close = difflib.get_close_matches(profile, choices, n=1)
+    raise UnknownProfile(
+        f"FAME_STORAGE_PROFILE is {profile!r}, and there is no such provider. "
+        f"Try: {close[0] if close else ', '.join(choices)}, or package.module:Class"
+    )
+
+
+def _load(plugin: EntryPoint) -> type[StorageProvider]:
+    try:
+        found: Any = plugin.load()
+    except Exception as error:
+        raise UnknownProfile(
+            f"The storage provider {plugin.value} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, StorageProvider)):
+        raise UnknownProfile(f"{plugin.value} is no subclass of strongroom.StorageProvider.")
+    return found

@@ -1,0 +1,1 @@
+"""What a provider must do, one function for each rule."""
