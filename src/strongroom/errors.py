@@ -55,20 +55,76 @@
             ├── OperationFailed     the operation raised
             └── StreamStalled       the reader of a stream took nothing for too long
 
-Each says what was wrong and what to do next. `exit_code` is the status with which a node or a
-command ends when the error reaches its top; docs/errors.md holds the table.
+Each says what happened (`what`), what to do next (`remedy`), and carries the facts as attributes.
+`exit_code` is the status with which a node or a command ends when the error reaches its top;
+docs/errors.md holds the table.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 
 class StrongroomError(Exception):
-    """The base of all errors of this package."""
+    """The base of all errors of this package.
+
+    >>> error = StrongroomError("The disk is full.", remedy="make room, then start the node again")
+    >>> str(error)
+    'The disk is full. Try: make room, then start the node again'
+
+    Args:
+        what: A sentence that says what happened.
+        remedy: What the reader can do about it, to be printed after "Try:".
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what} Try: {self.remedy}" if self.remedy else self.what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are copied and pickled by calling their class with `args`, which lacks fields.
+        return _rebuilt, (type(self), dict(vars(self)))
+
+    def as_json(self) -> dict[str, Any]:
+        """This error as a JSON object: its type, `what`, `remedy`, and its other fields."""
+        fields = {name: _plain(value) for name, value in vars(self).items() if name[0] != "_"}
+        return {"type": type(self).__name__, **fields}
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> StrongroomError:
+        """The error that `as_json` described; a StrongroomError where its type is not known here.
+
+        >>> error = StoreMissing("notes.db is missing.", path=Path("notes.db"))
+        >>> StrongroomError.from_json(error.as_json()).path
+        PosixPath('notes.db')
+        """
+        fields = dict(fields)
+        kind = globals().get(fields.pop("type"))
+        if not (isinstance(kind, type) and issubclass(kind, StrongroomError)):
+            kind = StrongroomError
+        if fields.get("path") is not None:
+            fields["path"] = Path(fields["path"])
+        return _rebuilt(kind, fields)
+
+
+E = TypeVar("E", bound=StrongroomError)
+
+
+def _rebuilt(kind: type[E], fields: dict[str, Any]) -> E:
+    error = kind.__new__(kind, fields["what"])
+    vars(error).update(fields)
+    return error
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
 
 
 # --- settings ---------------------------------------------------------------------------------
@@ -110,8 +166,8 @@ class StorageError(StrongroomError):
 class DirectoryError(StorageError):
     """The data directory as a whole cannot be used. `path` is the directory or the file in it."""
 
-    def __init__(self, message: str, *, path: Path | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, what: str, *, remedy: str | None = None, path: Path | None = None) -> None:
+        super().__init__(what, remedy=remedy)
         self.path = path
 
 
@@ -155,9 +211,14 @@ class StoreError(StorageError):
     """One store cannot be used. `path` is its file, `namespace` its name, where they are known."""
 
     def __init__(
-        self, message: str, *, path: Path | None = None, namespace: str | None = None
+        self,
+        what: str,
+        *,
+        remedy: str | None = None,
+        path: Path | None = None,
+        namespace: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(what, remedy=remedy)
         self.path = path
         self.namespace = namespace
 
@@ -266,19 +327,12 @@ class RevisionConflict(StorageError):
     def __init__(self, key: str, *, expected: int, found: int) -> None:
         is_at = f"is at revision {found}" if found else "does not exist"
         wanted = f"revision {expected}" if expected else "no record"
-        super().__init__(f"{key!r} {is_at}, and {wanted} was expected. Read it again and retry.")
+        super().__init__(
+            f"{key!r} {is_at}, but {wanted} was expected.", remedy="read it again and retry"
+        )
         self.key = key
         self.expected = expected
         self.found = found
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_conflict, (type(self), self.key, self.expected, self.found)
-
-
-def _rebuild_conflict(
-    kind: type[RevisionConflict], key: str, expected: int, found: int
-) -> RevisionConflict:
-    return kind(key, expected=expected, found=found)
 
 
 class KeyExists(RevisionConflict):
@@ -288,14 +342,22 @@ class KeyExists(RevisionConflict):
 class KeyMissing(StorageError, KeyError):
     """update() was called for a key that is not there."""
 
-    __str__ = Exception.__str__  # KeyError would show the repr of the sentence
+    __str__ = StrongroomError.__str__  # KeyError would show the repr of the sentence
 
 
 class RecordInvalid(StorageError):
     """A record, stored or to be, does not fit its model. Names `namespace`, `key` and `field`."""
 
-    def __init__(self, message: str, *, namespace: str, key: str, field: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        what: str,
+        *,
+        remedy: str | None = None,
+        namespace: str,
+        key: str,
+        field: str | None = None,
+    ) -> None:
+        super().__init__(what, remedy=remedy)
         self.namespace = namespace
         self.key = key
         self.field = field
@@ -357,8 +419,15 @@ class CallError(FabricError):
 
     exit_code = 50
 
-    def __init__(self, message: str, *, code: int | str | None = None, data: Any = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        what: str,
+        *,
+        remedy: str | None = None,
+        code: int | str | None = None,
+        data: Any = None,
+    ) -> None:
+        super().__init__(what, remedy=remedy)
         self.code = code
         self.data = data
 

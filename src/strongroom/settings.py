@@ -106,7 +106,7 @@ def _read(cls: type[Any], name: str, environ: Mapping[str, str]) -> Any:
         return spec.default
     choices = spec.metadata["choices"]
     if choices and text.lower() not in choices:
-        raise SettingsError(f"{variable} is {text!r}. Try: {', '.join(choices)}")
+        raise SettingsError(f"{variable} is {text!r}.", remedy=f"{', '.join(choices)}")
     kind = spec.type
     if kind.startswith("bool"):
         return _flag(variable, text)
@@ -121,16 +121,16 @@ def _flag(variable: str, text: str) -> bool:
             return True
         case "0" | "false" | "no" | "off":
             return False
-    raise SettingsError(f"{variable} is {text!r}. Try: {variable}=true or {variable}=false")
+    raise SettingsError(f"{variable} is {text!r}.", remedy=f"{variable}=true or {variable}=false")
 
 
 def _number(variable: str, text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise SettingsError(f"{variable} is {text!r}. Try: a whole number") from None
+        raise SettingsError(f"{variable} is {text!r}.", remedy="a whole number") from None
     if number < 0:
-        raise SettingsError(f"{variable} is {text!r}. Try: a number that is not negative")
+        raise SettingsError(f"{variable} is {text!r}.", remedy="a number that is not negative")
     return number
 
 

@@ -54,11 +54,13 @@ def run(provider: object, command: str, arguments: dict[str, Any]) -> AsyncGener
         NotSupported: There is no such command, or the provider keeps no files.
     """
     if command not in COMMANDS:
-        raise NotSupported(f"This node knows no command {command!r}. Try: the same version there")
+        raise NotSupported(
+            f"This node knows no command {command!r}.", remedy="the same version there"
+        )
     if not isinstance(provider, SqliteProvider):
         raise NotSupported(
-            "This needs a node that keeps its data in files. "
-            "Try: FAME_STORAGE_PROFILE=encrypted-sqlite"
+            "This needs a node that keeps its data in files.",
+            remedy="FAME_STORAGE_PROFILE=encrypted-sqlite",
         )
     return COMMANDS[command](provider, **arguments)
 
@@ -148,7 +150,7 @@ async def _get(provider: SqliteProvider, namespace: str, key: str) -> AsyncGener
     [record] = await store.read([key])
     if record is None:
         raise KeyMissing(
-            f"{namespace!r} has no record {key!r}. Try: strongroom store scan {namespace}"
+            f"{namespace!r} has no record {key!r}.", remedy=f"strongroom store scan {namespace}"
         )
     yield Item.of(record)
 
@@ -247,7 +249,9 @@ async def _drop(provider: SqliteProvider, namespace: str) -> AsyncGenerator[Any,
 
 async def _existing(provider: SqliteProvider, namespace: str) -> SqliteStore:
     if namespace not in await provider.namespaces():
-        raise InvalidNamespace(f"There is no namespace {namespace!r}. Try: strongroom store ls")
+        raise InvalidNamespace(
+            f"There is no namespace {namespace!r}.", remedy="strongroom store ls"
+        )
     return await provider.open(namespace)
 
 

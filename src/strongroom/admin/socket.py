@@ -22,7 +22,6 @@ from typing import Any
 
 import msgspec
 
-from strongroom import errors
 from strongroom.admin import commands
 from strongroom.admin.commands import Progress
 from strongroom.errors import DirectoryInUse, OwnerUnreachable, SettingsError, StrongroomError
@@ -54,7 +53,7 @@ class Reply(msgspec.Struct, omit_defaults=True):
 
     item: msgspec.Raw = msgspec.Raw()
     progress: Progress | None = None
-    error: tuple[str, str] | None = None
+    error: dict[str, Any] | None = None
     end: bool = False
 
 
@@ -147,15 +146,17 @@ class _Talk:
                 await self._run(request)
             await self._send(Reply(end=True))
         except StrongroomError as error:
-            await self._send(Reply(error=(type(error).__name__, str(error))))
+            await self._send(Reply(error=error.as_json()))
         except (TypeError, ValueError) as error:  # arguments that no command takes
-            await self._send(Reply(error=("StrongroomError", str(error))))
+            await self._send(Reply(error=StrongroomError(str(error)).as_json()))
         except OSError:
             raise
         except Exception as error:
             log.exception("an operator's command failed")
-            message = f"{type(error).__name__}: {error}. See the node's log."
-            await self._send(Reply(error=("StrongroomError", message)))
+            failure = StrongroomError(
+                f"{type(error).__name__}: {error}.", remedy="see the node's log"
+            )
+            await self._send(Reply(error=failure.as_json()))
 
     async def _run(self, request: Request) -> None:
         items = commands.run(self._provider, request.command, request.arguments)
@@ -233,13 +234,13 @@ async def operate(settings: StorageSettings, *, running: bool = False) -> AsyncI
         return
     if running:
         raise OwnerUnreachable(
-            f"No node runs on {directory}, or it has no admin socket. Try: strongroom sentinel"
+            f"No node runs on {directory}, or it has no admin socket.", remedy="strongroom sentinel"
         )
     try:
         provider = await open_provider(settings)
     except DirectoryInUse as error:
         raise OwnerUnreachable(
-            f"{directory} is in use by a process that has no admin socket. Try: stop it"
+            f"{directory} is in use by a process that has no admin socket.", remedy="stop it"
         ) from error
     async with contextlib.AsyncExitStack() as asked:
         asked.push_async_callback(provider.close)
@@ -255,13 +256,13 @@ async def operate(settings: StorageSettings, *, running: bool = False) -> AsyncI
 def _directory(settings: StorageSettings) -> Path:
     if settings.directory is None:
         raise SettingsError(
-            "FAME_STORAGE_DB_DIRECTORY is not set. Try: --directory data, or "
-            "FAME_STORAGE_DB_DIRECTORY=data"
+            "FAME_STORAGE_DB_DIRECTORY is not set.",
+            remedy="--directory data, or FAME_STORAGE_DB_DIRECTORY=data",
         )
     if not any(settings.directory.glob("*.db")):
         raise SettingsError(
-            f"No node has kept data in {settings.directory}. Try: another directory in "
-            "FAME_STORAGE_DB_DIRECTORY"
+            f"No node has kept data in {settings.directory}.",
+            remedy="another directory in FAME_STORAGE_DB_DIRECTORY",
         )
     return settings.directory
 
@@ -297,18 +298,8 @@ async def _ask(
             if reply.end:
                 return
             if reply.error is not None:
-                raise _rebuilt(*reply.error)
+                raise StrongroomError.from_json(reply.error)
             yield reply.progress or bytes(reply.item)
     except OSError as error:
         raise OwnerUnreachable(f"The node does not answer any more: {error}.") from error
-    raise OwnerUnreachable("The node stopped in mid-answer. Try: strongroom status")
-
-
-def _rebuilt(kind: str, message: str) -> StrongroomError:
-    """The error that the owner raised; only its type and its sentence came over."""
-    found = getattr(errors, kind, StrongroomError)
-    if not (isinstance(found, type) and issubclass(found, StrongroomError)):
-        found = StrongroomError
-    error: StrongroomError = found.__new__(found)
-    Exception.__init__(error, message)
-    return error
+    raise OwnerUnreachable("The node stopped in mid-answer.", remedy="strongroom status")

@@ -74,8 +74,8 @@ def check_may_listen(settings: Settings) -> None:
     ):
         return
     raise SettingsError(
-        f"FAME_LISTENER_HOST is {settings.listener_host!r}, where anyone could join this fabric. "
-        "Try: FAME_ADMISSION_TOKEN=..., or FAME_SECURITY_PROFILE=open to allow that"
+        f"FAME_LISTENER_HOST is {settings.listener_host!r}, where anyone could join this fabric.",
+        remedy="FAME_ADMISSION_TOKEN=..., or FAME_SECURITY_PROFILE=open to allow that",
     )
 
 

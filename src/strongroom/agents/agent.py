@@ -150,8 +150,11 @@ class BaseAgent(Agent, Generic[S]):
             model = state_model(type(self))
             if model is None:
                 raise StrongroomError(
-                    f"{type(self).__name__} has no state. Try: class "
-                    f"{type(self).__name__}(BaseAgent[MyState]), MyState a BaseAgentState"
+                    f"{type(self).__name__} has no state.",
+                    remedy=(
+                        f"class {type(self).__name__}(BaseAgent[MyState]), where MyState is a "
+                        "BaseAgentState"
+                    ),
                 )
             namespace = f"__agent_{self.name}"
             self._state = StateHolder(cast("type[S]", model), namespace, self._storage)

@@ -36,10 +36,12 @@ from strongroom.settings import ATTACH_PATH, DEFAULT_PORT, Settings, StorageSett
 from strongroom.storage.sqlite import doctor
 
 INTERNAL_ERROR = 70
-HINTS = {  # an answer of a peer's says what was wrong, and not what to do here
-    NoRoute: " Try: strongroom status, which shows who is bound",
-    UnknownOperation: " Try: one of the operations in the agent's class",
-    InvalidArguments: " Try: name=value for each argument",
+REMEDIES: dict[
+    type[StrongroomError], str
+] = {  # a peer's answer says what was wrong, but not what to do on the command line
+    NoRoute: "strongroom status, which shows who is bound",
+    UnknownOperation: "one of the operations in the agent's class",
+    InvalidArguments: "name=value for each argument",
 }
 
 app = typer.Typer(
@@ -59,8 +61,8 @@ def main() -> None:
     try:
         app()
     except StrongroomError as error:
-        hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), "")
-        _fail(f"{error}{hint}", error.exit_code)
+        error.remedy = error.remedy or REMEDIES.get(type(error))
+        _fail(str(error), error.exit_code)
     except OSError as error:
         _fail(
             f"{error}. Try: see that it exists, and that you may use it", StrongroomError.exit_code

@@ -325,8 +325,8 @@ def _items(file: Path, lines: BinaryIO) -> Iterator[tuple[int, Item]]:
             value = item.write().value
         except (ValueError, InvalidKey) as error:
             raise ImportInvalid(
-                f"Line {number} of {file} cannot be read: {error}. Nothing was stored. "
-                "Try: a file that strongroom store export wrote"
+                f"Line {number} of {file} cannot be read: {error}. Nothing was stored.",
+                remedy="a file that strongroom store export wrote",
             ) from None
         if len(value or b"") > MAX_VALUE_BYTES:
             raise ImportInvalid(f"Line {number} of {file} is too long. Nothing was stored.")

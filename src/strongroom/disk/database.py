@@ -41,21 +41,22 @@ def check_engine() -> None:
     The plain `apsw` package installs the same module name, and a plain SQLite ignores `PRAGMA key`
     without a word, so this must be known before the first file is written.
     """
-    remedy = "Try: pip uninstall apsw; pip install --force-reinstall apsw-sqlite3mc"
+    remedy = "pip uninstall apsw; pip install --force-reinstall apsw-sqlite3mc"
     if ENGINE is None:
-        raise EngineUnsuitable(f"The installed apsw has no encryption. {remedy}")
+        raise EngineUnsuitable("The installed apsw has no encryption.", remedy=remedy)
     version = tuple(int(part) for part in apsw.sqlite_lib_version().split(".")[:2])
     if version < NONCE_SAFE_VERSION:
         raise EngineUnsuitable(
             f"SQLite {apsw.sqlite_lib_version()} with {ENGINE} repeats nonces after a "
-            f"fork; 3.54 or newer is needed. {remedy}"
+            f"fork; 3.54 or newer is needed.",
+            remedy=remedy,
         )
     if "ENABLE_CARRAY" not in apsw.compile_options:
-        raise EngineUnsuitable(f"The installed apsw cannot bind arrays. {remedy}")
+        raise EngineUnsuitable("The installed apsw cannot bind arrays.", remedy=remedy)
     connection = apsw.Connection(":memory:")
     try:
         if connection.execute(f"PRAGMA cipher = '{CIPHER}'").get != CIPHER:
-            raise EngineUnsuitable(f"{ENGINE} lacks the cipher {CIPHER}. {remedy}")
+            raise EngineUnsuitable(f"{ENGINE} lacks the cipher {CIPHER}.", remedy=remedy)
     finally:
         connection.close()
 
@@ -119,7 +120,7 @@ def open_existing(
         StoreUnavailable: The disk refused.
     """
     if not path.exists():
-        raise StoreMissing(f"{path} is not there. Try: put it back from a backup.", path=path)
+        raise StoreMissing(f"{path} is not there.", remedy="put it back from a backup", path=path)
     try:
         if check_log:
             wal.check(path, lambda: _connect(path, key, read_only=False))
@@ -138,8 +139,8 @@ def explain(error: apsw.Error, path: Path, namespace: str | None = None) -> Stor
     """The error of ours that says what an error of SQLite means for the user."""
     if isinstance(error, apsw.NotADBError | apsw.CorruptError | apsw.FormatError):
         return StoreDamaged(
-            f"{path} is damaged: {error}. Nothing was written. Try: put the file back from a "
-            "backup.",
+            f"{path} is damaged: {error}. Nothing was written.",
+            remedy="put the file back from a backup",
             path=path,
             namespace=namespace,
         )
@@ -149,7 +150,7 @@ def explain(error: apsw.Error, path: Path, namespace: str | None = None) -> Stor
         reason, remedy = "it may not be written", "check the owner and mode of file and directory"
     else:
         reason, remedy = str(error), "check the disk and the system's log"
-    return StoreUnavailable(f"{path}: {reason}. Try: {remedy}", path=path, namespace=namespace)
+    return StoreUnavailable(f"{path}: {reason}.", remedy=remedy, path=path, namespace=namespace)
 
 
 def _connect(path: Path, key: FileKey | None, *, read_only: bool) -> apsw.Connection:

@@ -26,8 +26,8 @@ def _written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreUnavailable(
-            f"{path} cannot be written: {error.strerror or error}. Try: see that the disk has "
-            "room and that the directory may be written",
+            f"{path} cannot be written: {error.strerror or error}.",
+            remedy="see that the disk has room and that the directory may be written",
             path=path,
         ) from error
 
@@ -50,8 +50,11 @@ def check_filesystem(path: Path) -> None:
     kind = filesystem(path)
     if kind in NETWORK_FILESYSTEMS:
         raise FilesystemUnsafe(
-            f"{path} is on a network filesystem ({kind}), where locks and syncs cannot be relied "
-            "on. Try: a directory on a local disk",
+            (
+                f"{path} is on a network filesystem ({kind}), where locks and syncs cannot be "
+                "relied on."
+            ),
+            remedy="a directory on a local disk",
             path=path,
         )
 
@@ -85,8 +88,11 @@ class DirectoryLock:
         except BlockingIOError:
             os.close(self._descriptor)
             raise DirectoryInUse(
-                f"{path} is in use by another process. Try: stop the other node, or give this one "
-                "a directory of its own in FAME_STORAGE_DB_DIRECTORY",
+                f"{path} is in use by another process.",
+                remedy=(
+                    "stop the other node, or give this one a directory of its own in "
+                    "FAME_STORAGE_DB_DIRECTORY"
+                ),
                 path=path,
             ) from None
         _held.add(self)

@@ -96,8 +96,8 @@ def read_header(path: Path) -> Header:
         first = file.read(PAGE_SIZE)
     if first.startswith(PLAIN_MAGIC):
         raise StoreNotEncrypted(
-            f"{path} is a plain SQLite database, and an encrypted one was expected. "
-            "Try: put the encrypted file back from a backup.",
+            f"{path} is a plain SQLite database, and an encrypted one was expected.",
+            remedy="put the encrypted file back from a backup",
             path=path,
         )
     if len(first) < PAGE_SIZE:
@@ -109,8 +109,8 @@ def read_header(path: Path) -> Header:
     header = Header(first[2], first[3:11], first[11:15])
     if header.format not in (RANDOM_KEY, PASSPHRASE):
         raise FormatUnsupported(
-            f"{path} has format {header.format}, which this version does not know. "
-            "Try: a newer Strongroom.",
+            f"{path} has format {header.format}, which this version does not know.",
+            remedy="a newer Strongroom",
             path=path,
         )
     return header
@@ -133,7 +133,7 @@ def same(one: bytes, other: bytes) -> bool:
 
 def _damaged(path: Path, how: str) -> StoreDamaged:
     return StoreDamaged(
-        f"{path} is damaged: {how}. Try: put the file back from a backup.", path=path
+        f"{path} is damaged: {how}.", remedy="put the file back from a backup", path=path
     )
 
 

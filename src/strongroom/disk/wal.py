@@ -100,7 +100,7 @@ def _checksum(data: bytes, order: str) -> tuple[int, int]:
 
 def _damaged(log: Path, how: str) -> StoreDamaged:
     return StoreDamaged(
-        f"{log} is damaged: {how}. Nothing was written. Try: keep a copy of it and of the file "
-        "beside it, then put both back from a backup.",
+        f"{log} is damaged: {how}. Nothing was written.",
+        remedy=("keep a copy of it and of the file beside it, then put both back from a backup"),
         path=log,
     )

@@ -73,18 +73,20 @@ class Trail(msgspec.Struct):
         for line in (*lines, *(line for line in self.waiting if line.number > len(lines))):
             count += 1
             if line.number != count:
-                raise AuditBroken(f"Line {count} of the audit log is missing. {_REMEDY}")
+                raise AuditBroken(f"Line {count} of the audit log is missing.", remedy=_REMEDY)
             head = self._mac(head, line)
             if not hmac.compare_digest(head, line.mac):
-                raise AuditBroken(f"Line {count} of the audit log was changed. {_REMEDY}")
+                raise AuditBroken(f"Line {count} of the audit log was changed.", remedy=_REMEDY)
         if count < self.count:
             raise AuditBroken(
-                f"The audit log ends at line {count}, and {self.count} were written. {_REMEDY}"
+                f"The audit log ends at line {count}, and {self.count} were written.",
+                remedy=_REMEDY,
             )
         if count > self.count or not hmac.compare_digest(head, self.head):
             raise AuditBroken(
                 f"The audit log has {count} lines and the keystore knows {self.count} of them: an "
-                f"older keystore was put back. {_REMEDY}"
+                f"older keystore was put back.",
+                remedy=_REMEDY,
             )
         return count
 
@@ -99,6 +101,6 @@ def new_trail() -> Trail:
 
 
 _REMEDY = (
-    "Try: compare it with what you know of the time, and see who could write to the directory. "
+    "compare it with what you know of the time, and see who could write to the directory. "
     "The records of the stores are checked by: strongroom doctor"
 )

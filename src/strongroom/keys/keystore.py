@@ -143,7 +143,7 @@ class Keystore:
             return cls(path, master, msgspec.json.decode(content, type=Contents))
         except (msgspec.DecodeError, TypeError) as error:
             raise StoreDamaged(
-                f"{path} is damaged: {error}. Try: put it back from a backup.", path=path
+                f"{path} is damaged: {error}.", remedy="put it back from a backup", path=path
             ) from error
 
     @property
@@ -261,8 +261,13 @@ def _opening_key(path: Path, master: MasterKey) -> FileKey:
         if same(key.header.check, header.check):
             return key
     raise WrongMasterKey(
-        f"The master key does not open {path}: the data in {path.parent} was stored under another "
-        "one. Nothing was changed. Try: set FAME_STORAGE_MASTER_KEY (or its _FILE or _COMMAND "
-        "form) to the key that this directory was made with.",
+        (
+            f"The master key does not open {path}: the data in {path.parent} was stored "
+            "under another one. Nothing was changed."
+        ),
+        remedy=(
+            "set FAME_STORAGE_MASTER_KEY (or its _FILE or _COMMAND form) to the key that "
+            "this directory was made with"
+        ),
         path=path,
     )

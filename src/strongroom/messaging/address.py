@@ -60,7 +60,7 @@ def _parse(text: str) -> Address:
     match = _ADDRESS.fullmatch(text) if len(text) <= MAX_ADDRESS else None
     if match is None or not (match["host"] or match["path"]):
         raise InvalidAddress(
-            f"{text[:80]!r} is no address. Try: a name and a place, as in storage@fame.fabric"
+            f"{text[:80]!r} is no address.", remedy="a name and a place, as in storage@fame.fabric"
         )
     return Address(match["participant"], match["host"] or "", match["path"] or "")
 
@@ -78,7 +78,7 @@ def check_node_id(node_id: str) -> str:
     """Return `node_id` if it can be a segment of a path, else raise InvalidAddress."""
     if not _NODE_ID.fullmatch(node_id):
         raise InvalidAddress(
-            f"{node_id[:80]!r} cannot be a node's id. Try: letters, digits, '.', '_' or '-'"
+            f"{node_id[:80]!r} cannot be a node's id.", remedy="letters, digits, '.', '_' or '-'"
         )
     return node_id
 

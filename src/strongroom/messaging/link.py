@@ -242,8 +242,8 @@ def check_size(data: bytes) -> None:
     """Raise MessageTooLarge when a link does not carry `data`."""
     if len(data) > MAX_MESSAGE:
         raise MessageTooLarge(
-            f"The message has {len(data)} bytes, and a link carries {MAX_MESSAGE}. "
-            "Try: send it in parts, or as a stream"
+            f"The message has {len(data)} bytes, and a link carries {MAX_MESSAGE}.",
+            remedy="send it in parts, or as a stream",
         )
 
 
@@ -272,11 +272,11 @@ async def dial(url: str, token: str | None = None) -> Link:
         raise AttachRefused(f"{url} refused the connection ({status}).") from error
     except (OSError, picows.WSError, TimeoutError, ValueError) as error:
         raise AttachFailed(
-            f"No sentinel answers at {url} ({error}). Try: start it, or correct "
-            "FAME_DIRECT_ADMISSION_URL"
+            f"No sentinel answers at {url} ({error}).",
+            remedy="start it, or correct FAME_DIRECT_ADMISSION_URL",
         ) from error
     if not isinstance(listener, Link):  # the connection was lost within the handshake
-        raise AttachFailed(f"{url} closed the connection at once. Try: again, when it is up")
+        raise AttachFailed(f"{url} closed the connection at once.", remedy="again, when it is up")
     return listener
 
 
@@ -319,8 +319,8 @@ async def listen(
         )
     except OSError as error:
         raise ListenFailed(
-            f"Cannot listen on {host} port {port}: {error.strerror or error}. "
-            "Try: another FAME_LISTENER_PORT, or stop what uses this one"
+            f"Cannot listen on {host} port {port}: {error.strerror or error}.",
+            remedy="another FAME_LISTENER_PORT, or stop what uses this one",
         ) from error
 
 

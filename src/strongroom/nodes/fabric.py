@@ -32,7 +32,7 @@ class Fabric(Node):
             return _current.get()
         except LookupError:
             raise NoFabric(
-                "No fabric is current here. Try: async with Fabric(): around it"
+                "No fabric is current here.", remedy="async with Fabric(): around it"
             ) from None
 
     @classmethod

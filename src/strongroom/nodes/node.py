@@ -135,7 +135,7 @@ class Node:
         profile = self.settings.delivery_profile
         if profile not in {"at-most-once", "at-least-once"}:
             raise SettingsError(
-                f"FAME_DELIVERY_PROFILE is {profile!r}. Try: at-most-once or at-least-once"
+                f"FAME_DELIVERY_PROFILE is {profile!r}.", remedy="at-most-once or at-least-once"
             )
         if profile == "at-least-once":
             assert self.storage is not None

@@ -69,8 +69,9 @@ class Encoding(Generic[M]):
             raise self._invalid(
                 key,
                 f"cannot be stored, as it could not be read again: {field or 'the record'}: "
-                f"{reason}. Try: a value that {self._model.__name__} allows",
-                field,
+                f"{reason}.",
+                remedy=f"a value that {self._model.__name__} allows",
+                field=field,
             ) from None
         data = self._header + text
         check_value(key, data, MAX_VALUE_BYTES)
@@ -116,10 +117,12 @@ class Encoding(Generic[M]):
             field, reason = _first(error)
             raise self._invalid(
                 record.key,
-                f"does not fit {self._model.__name__}: {field or 'the record'}: {reason}. Try: a "
-                "default for the field, or a function in upgrade= that brings older records up to "
-                "date",
-                field,
+                f"does not fit {self._model.__name__}: {field or 'the record'}: {reason}.",
+                remedy=(
+                    "a default for the field, or a function in upgrade= that brings older records "
+                    "up to date"
+                ),
+                field=field,
             ) from None
 
     def _upgraded(self, record: Record) -> bytes:
@@ -141,21 +144,29 @@ class Encoding(Generic[M]):
         if len(record.value) < HEADER_BYTES or record.value[0] != FORMAT:
             raise self._invalid(
                 record.key,
-                "is not in a format that this version knows. Try: the newest Strongroom",
+                "is not in a format that this version knows.",
+                remedy="the newest Strongroom",
             )
         version = int.from_bytes(record.value[1:HEADER_BYTES])
         if version > len(self._upgrade):
             raise self._invalid(
                 record.key,
                 f"was written by version {version} of {self._model.__name__}, and this program has "
-                f"version {len(self._upgrade)}. Try: the newer program, or all of its upgrade= "
-                "functions here",
+                f"version {len(self._upgrade)}.",
+                remedy="the newer program, or all of its upgrade= functions here",
             )
         return version
 
-    def _invalid(self, key: str, what: str, field: str | None = None) -> RecordInvalid:
-        message = f"The record {key!r} of {self._namespace!r} {what}"
-        return RecordInvalid(message, namespace=self._namespace, key=key, field=field)
+    def _invalid(
+        self, key: str, what: str, *, remedy: str | None = None, field: str | None = None
+    ) -> RecordInvalid:
+        return RecordInvalid(
+            f"The record {key!r} of {self._namespace!r} {what}",
+            remedy=remedy,
+            namespace=self._namespace,
+            key=key,
+            field=field,
+        )
 
 
 def _header(version: int) -> bytes:

@@ -106,8 +106,11 @@ async def open_provider(settings: StorageSettings, clock: Clock = system_clock) 
     provider_class = _find(settings.profile)
     if provider_class.needs_directory and settings.directory is None:
         raise SettingsError(
-            f"The storage profile {settings.profile!r} keeps its data in files, and "
-            "FAME_STORAGE_DB_DIRECTORY is not set. Try: FAME_STORAGE_DB_DIRECTORY=data"
+            (
+                f"The storage profile {settings.profile!r} keeps its data in files, and "
+                "FAME_STORAGE_DB_DIRECTORY is not set."
+            ),
+            remedy="FAME_STORAGE_DB_DIRECTORY=data",
         )
     if settings.has_master_key and not provider_class.encrypts:
         _log.warning(
@@ -123,8 +126,11 @@ def _find(profile: str) -> type[StorageProvider]:
     if clashing := sorted(plugins.keys() & BUILT_IN.keys()):
         name = clashing[0]
         raise UnknownProfile(
-            f"{name!r} is a built-in storage profile, and {plugins[name].value} claims the name in "
-            f"the entry points {ENTRY_POINTS!r}. Try: uninstall that package"
+            (
+                f"{name!r} is a built-in storage profile, and {plugins[name].value} claims "
+                f"the name in the entry points {ENTRY_POINTS!r}."
+            ),
+            remedy="uninstall that package",
         )
     if profile in BUILT_IN:
         return _load(EntryPoint(profile, BUILT_IN[profile], ENTRY_POINTS))
@@ -135,8 +141,8 @@ def _find(profile: str) -> type[StorageProvider]:
     choices = [*BUILT_IN, *sorted(plugins)]
     close = difflib.get_close_matches(profile, choices, n=1)
     raise UnknownProfile(
-        f"FAME_STORAGE_PROFILE is {profile!r}, and there is no such provider. "
-        f"Try: {close[0] if close else ', '.join(choices)}, or package.module:Class"
+        f"FAME_STORAGE_PROFILE is {profile!r}, and there is no such provider.",
+        remedy=f"{close[0] if close else ', '.join(choices)}, or package.module:Class",
     )
 
 

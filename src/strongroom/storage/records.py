@@ -211,15 +211,18 @@ def check_namespace(name: str, others: Iterable[str] = ()) -> None:
     allowed = _NAMESPACE.fullmatch(name) or _OWN_NAMESPACE.fullmatch(name)
     if not allowed or name.endswith((".", "_encrypted_value")) or _DEVICE_NAME.fullmatch(name):
         raise InvalidNamespace(
-            f"{name!r} cannot be a namespace. Try: 1 to 120 letters, digits, '.', '_' or '-', "
-            "beginning with a letter or digit, not ending in '.' or '_encrypted_value'"
+            f"{name!r} cannot be a namespace.",
+            remedy=(
+                "1 to 120 letters, digits, '.', '_' or '-', beginning with a letter or "
+                "digit, not ending in '.' or '_encrypted_value'"
+            ),
         )
     folded = name.lower()
     for other in others:
         if other.lower() == folded and other != name:
             raise InvalidNamespace(
-                f"{name!r} differs only in case from the namespace {other!r}. Try: {other!r}, or a "
-                "name that differs in more"
+                f"{name!r} differs only in case from the namespace {other!r}.",
+                remedy=f"{other!r}, or a name that differs in more",
             )
 
 

@@ -69,5 +69,7 @@ class Transaction(Generic[M]):
 
     def _check(self, key: str) -> None:
         if self._ended:
-            raise StoreClosed("The transaction has ended. Try: a new one, with store.transaction()")
+            raise StoreClosed(
+                "The transaction has ended.", remedy="a new one, with store.transaction()"
+            )
         check_key(key)

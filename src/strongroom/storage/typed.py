@@ -377,7 +377,7 @@ class KeyValueStore(Generic[M]):
         if not seconds > 0:
             raise ValueError(f"ttl is {ttl!r}, and must be more than 0 seconds.")
         if seconds > _LAST_TIME / 1e6:
-            raise ValueError(f"ttl is {ttl!r}. Try: None for a record that never expires")
+            raise ValueError(f"ttl is {ttl!r}; pass None for a record that never expires.")
         return min(self._clock() + math.ceil(seconds * 1e6), _LAST_TIME)
 
     def _require(self, feature: Feature, what: str) -> None:
@@ -389,7 +389,7 @@ class KeyValueStore(Generic[M]):
             )
 
     def _missing(self, key: str) -> KeyMissing:
-        return KeyMissing(f"{self._namespace!r} has no record {key!r}. Try: set() or create()")
+        return KeyMissing(f"{self._namespace!r} has no record {key!r}.", remedy="set() or create()")
 
 
 def _check_range(prefix: str, after: str | None = None) -> None:

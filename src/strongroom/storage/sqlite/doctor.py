@@ -75,8 +75,7 @@ def examine_at_rest(files: StoreFiles, tell: Tell) -> list[Finding]:
 
 def problem(error: StorageError, namespace: str | None = None) -> Finding:
     """What an error means to whoever asked the doctor."""
-    what, _, remedy = str(error).partition(" Try: ")
-    return Finding(_PROBLEM, what, namespace, remedy or None)
+    return Finding(_PROBLEM, error.what, namespace, error.remedy)
 
 
 # --- the directory ----------------------------------------------------------------------------
@@ -335,8 +334,8 @@ def _examine_copy(files: StoreFiles, namespace: str, progress: _Bytes) -> list[F
         return [problem(database.explain(error, path, namespace), namespace)]
     except OSError as error:
         no_room = StoreUnavailable(
-            f"{path} cannot be copied to {copies}: {error.strerror}. "
-            "Try: TMPDIR=a directory with room"
+            f"{path} cannot be copied to {copies}: {error.strerror}.",
+            remedy="TMPDIR=a directory with room",
         )
         return [problem(no_room, namespace)]
     except StorageError as error:

@@ -74,8 +74,8 @@ class StoreFiles:
     def __init__(self, settings: StorageSettings, clock: Clock, *, encrypts: bool) -> None:
         if settings.directory is None:
             raise SettingsError(
-                f"The profile {settings.profile} needs FAME_STORAGE_DB_DIRECTORY. "
-                "Try: FAME_STORAGE_DB_DIRECTORY=data"
+                f"The profile {settings.profile} needs FAME_STORAGE_DB_DIRECTORY.",
+                remedy="FAME_STORAGE_DB_DIRECTORY=data",
             )
         self.directory = settings.directory.absolute()
         self.encrypts = encrypts
@@ -106,9 +106,11 @@ class StoreFiles:
             return
         if stores := self.stores():
             raise KeystoreMissing(
-                f"{path} is not there, and {stores[0]} and {len(stores) - 1} other stores cannot "
-                "be opened without it. Nothing was changed. Try: put the keystore back from a "
-                "backup.",
+                (
+                    f"{path} is not there, and {stores[0]} and {len(stores) - 1} other stores "
+                    "cannot be opened without it. Nothing was changed."
+                ),
+                remedy="put the keystore back from a backup",
                 path=path,
             )
         self.keystore = Keystore.create(path, master)
@@ -140,9 +142,12 @@ class StoreFiles:
                 ("plain", "sqlite") if self.encrypts else ("encrypted", "encrypted-sqlite")
             )
             raise ProfileMismatch(
-                f"{other[0]} is a file of the profile {profile}, and the profile is "
-                f"{self._settings.profile}: this directory holds {kind} stores. Nothing was "
-                f"changed. Try: FAME_STORAGE_PROFILE={profile}, or another directory",
+                (
+                    f"{other[0]} is a file of the profile {profile}, and the profile is "
+                    f"{self._settings.profile}: this directory holds {kind} stores. Nothing was "
+                    "changed."
+                ),
+                remedy=f"FAME_STORAGE_PROFILE={profile}, or another directory",
                 path=other[0],
             )
 
@@ -201,8 +206,8 @@ class StoreFiles:
         path, entry = self.path(namespace), self.keystore.entries[namespace]
         if not path.exists():
             raise StoreMissing(
-                f"{path} is not there, and the keystore knows it. Nothing was changed. Try: put it "
-                "back from a backup.",
+                f"{path} is not there, and the keystore knows it. Nothing was changed.",
+                remedy="put it back from a backup",
                 path=path,
                 namespace=namespace,
             )
@@ -216,8 +221,8 @@ class StoreFiles:
                 if key is not None and same(key.header.check, header.check):
                     return key
                 raise StoreDamaged(
-                    f"{path} is damaged: its key check (bytes 11 to 14) is not valid. Try: put the "
-                    "file back from a backup.",
+                    f"{path} is damaged: its key check (bytes 11 to 14) is not valid.",
+                    remedy="put the file back from a backup",
                     path=path,
                     namespace=namespace,
                 )
@@ -228,21 +233,24 @@ class StoreFiles:
         path, owner = self.path(namespace), self.keystore.namespace_of(file_id)
         if owner == namespace:
             return StoreRolledBack(
-                f"{path} is a copy from before its data key was rotated. Nothing was changed. Try: "
-                "put the newest copy back.",
+                f"{path} is a copy from before its data key was rotated. Nothing was changed.",
+                remedy="put the newest copy back",
                 path=path,
                 namespace=namespace,
             )
         if owner is not None:
             return StoreSwapped(
-                f"{path} is the file of the namespace {owner!r}. Nothing was changed. Try: give "
-                "the files back the names that they had.",
+                f"{path} is the file of the namespace {owner!r}. Nothing was changed.",
+                remedy="give the files back the names that they had",
                 path=path,
                 namespace=namespace,
             )
         return ForeignStore(
-            f"{path} is not a file of this node, or its keystore is an older one. Nothing was "
-            "changed. Try: move the file away, or put the newest keystore back.",
+            (
+                f"{path} is not a file of this node, or its keystore is an older one. Nothing "
+                "was changed."
+            ),
+            remedy="move the file away, or put the newest keystore back",
             path=path,
             namespace=namespace,
         )
@@ -303,10 +311,12 @@ class StoreFiles:
         lacking = sorted(set(known.namespaces) - self.keystore.entries.keys())
         path = self.path(KEYSTORE)
         raise KeystoreOlder(
-            f"{path} is an older copy: generation {self.keystore.generation}, and "
-            f"{known.generation} was seen last. It lacks the keys of: "
-            f"{', '.join(lacking) or 'no namespace'}. Nothing was changed. Try: put the newest "
-            "keystore back.",
+            (
+                f"{path} is an older copy: generation {self.keystore.generation}, and "
+                f"{known.generation} was seen last. It lacks the keys of: "
+                f"{', '.join(lacking) or 'no namespace'}. Nothing was changed."
+            ),
+            remedy="put the newest keystore back",
             path=path,
         )
 
@@ -318,9 +328,12 @@ class StoreFiles:
         mark = self.marks.get(namespace, Mark())
         if head.revision < mark.revision or mark.stamp not in (head.stamp, head.previous_stamp):
             raise StoreRolledBack(
-                f"{path} is an older copy of the store: it is at revision {head.revision}, and "
-                f"{META} remembers revision {mark.revision} of another copy. Nothing was changed. "
-                "Try: put the newest copy back.",
+                (
+                    f"{path} is an older copy of the store: it is at revision {head.revision}, "
+                    f"and {META} remembers revision {mark.revision} of another copy. Nothing was "
+                    "changed."
+                ),
+                remedy="put the newest copy back",
                 path=path,
                 namespace=namespace,
             )

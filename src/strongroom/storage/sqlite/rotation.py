@@ -56,7 +56,9 @@ def begin(keystore: Keystore, namespaces: Sequence[str] | None, now: int) -> lis
     else:
         chosen = list(dict.fromkeys(namespaces))
     if unknown := [name for name in chosen if states.get(name, State.NEW) is State.NEW]:
-        raise InvalidNamespace(f"There is no namespace {unknown[0]!r}. Try: strongroom store ls")
+        raise InvalidNamespace(
+            f"There is no namespace {unknown[0]!r}.", remedy="strongroom store ls"
+        )
     with keystore.change() as contents:
         for name in set(chosen).difference(left):
             contents.entries[name].state = State.ROTATING
@@ -101,7 +103,8 @@ class Copy:
                 self._backup.step(0)
             if source is not self._source:
                 raise StoreUnavailable(
-                    f"{self._path} was opened anew during the rotation. Try: rotate again",
+                    f"{self._path} was opened anew during the rotation.",
+                    remedy="rotate again",
                     path=self._path,
                 )
             left = self._backup.remaining

@@ -360,8 +360,11 @@ class SqliteStore(RecordStore):
         try:
             if (found := tables.version(writing)) != tables.VERSION:
                 raise FormatUnsupported(
-                    f"{self.path} has tables of version {found}, and this Strongroom knows "
-                    f"version {tables.VERSION}. Try: a newer Strongroom.",
+                    (
+                        f"{self.path} has tables of version {found}, and this Strongroom knows "
+                        f"version {tables.VERSION}."
+                    ),
+                    remedy="a newer Strongroom",
                     path=self.path,
                     namespace=self.namespace,
                 )
@@ -516,7 +519,10 @@ def _changes(
     head = tables.head(connection)
     if after and not (head.forgotten <= max(after, since or 0) and after <= head.revision):
         raise WatchExpired(
-            f"Revision {after} is not within what the store remembers ({head.forgotten} to "
-            f"{head.revision}). Try: list what is there, and watch from now on"
+            (
+                f"Revision {after} is not within what the store remembers ({head.forgotten} "
+                f"to {head.revision})."
+            ),
+            remedy="list what is there, and watch from now on",
         )
     return tables.changes(connection, after, prefix, limit, now)

@@ -183,8 +183,8 @@ class Writer:
     def _refuse_if_broken(self) -> None:
         if self.broken:
             raise StoreUnavailable(
-                f"{self._path} could not be written just before. Nothing of this was stored. Try: "
-                "again, when the cause is gone.",
+                f"{self._path} could not be written just before. Nothing of this was stored.",
+                remedy="again, when the cause is gone",
                 path=self._path,
             )
 
@@ -192,8 +192,11 @@ class Writer:
         self._refuse_if_broken()
         if not self.in_place():
             raise StoreUnavailable(
-                f"{self._path} is not the file any more that this node has opened: it was removed "
-                "or replaced. Nothing was stored. Try: put it back, or restart the node.",
+                (
+                    f"{self._path} is not the file any more that this node has opened: it was "
+                    "removed or replaced. Nothing was stored."
+                ),
+                remedy="put it back, or restart the node",
                 path=self._path,
             )
 
