@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from strongroom.errors import StrongroomError
 from strongroom.settings import Settings
+from strongroom.version import __version__
 
 if TYPE_CHECKING:
     from strongroom.agents.agent import Agent, BaseAgent
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from strongroom.storage.provider import StorageProvider
     from strongroom.storage.records import RecordStore
     from strongroom.storage.typed import Change, Entry, KeyValueStore
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Agent",

@@ -11,7 +11,7 @@ from msgspec import Raw
 from pydantic import TypeAdapter
 
 from strongroom.agents.operations import Operation, pack
-from strongroom.messaging.calls import TIMEOUT
+from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 
@@ -31,7 +31,7 @@ class Remote:
         operations: Mapping[str, Operation],
         *,
         fabric: Fabric | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> None:
         self._target = target
         self._operations = operations
