@@ -259,7 +259,7 @@ async def test_a_store_whose_writer_broke_opens_again_while_it_is_scanned(tmp_pa
         for number in range(3):
             scans = [asyncio.create_task(store.scan(limit=None, max_bytes=None)) for _ in range(6)]
             with pytest.raises(StoreUnavailable):
-                await store.on_writer(fail)
+                await store.connections.run_on_writer(fail)
             await store.apply([Write(f"new {number}", b"new")])
             for page in await asyncio.gather(*scans):
                 assert len(page.records) >= 1000

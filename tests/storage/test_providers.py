@@ -8,11 +8,18 @@ from types import ModuleType
 
 import pytest
 
-from strongroom.errors import InvalidNamespace, SettingsError, UnknownProfile
+from strongroom.errors import (
+    InvalidNamespace,
+    NotStarted,
+    SettingsError,
+    StoreClosed,
+    UnknownProfile,
+)
 from strongroom.settings import StorageSettings
 from strongroom.storage import MemoryProvider, open_provider
 from strongroom.storage import provider as providers
 from strongroom.storage.records import check_namespace, prefix_end
+from strongroom.storage.sqlite.provider import SqliteProvider
 
 
 class Filed(MemoryProvider):
@@ -118,3 +125,23 @@ def test_a_namespace_cannot_be_called(name: str) -> None:
 )
 def test_behind_a_prefix_comes(prefix: str, end: str | None) -> None:
     assert prefix_end(prefix) == end
+
+
+async def test_a_provider_of_files_that_was_not_started_says_so_and_closes(tmp_path: Path) -> None:
+    provider = SqliteProvider(StorageSettings(profile="sqlite", directory=tmp_path / "data"))
+    await provider.close()
+    for call in (
+        provider.open("notes"),
+        provider.namespaces(),
+        provider.drop("notes"),
+        provider.audit(),
+        provider.note("exported"),
+    ):
+        with pytest.raises(NotStarted, match="Try: await provider.start"):
+            await call
+    assert not (tmp_path / "data").exists()
+    await provider.start()
+    assert await provider.namespaces() == ["__node_meta"]
+    await provider.close()
+    with pytest.raises(StoreClosed):
+        await provider.open("notes")

@@ -31,6 +31,7 @@ from strongroom.storage.sqlite import doctor, tables
 from strongroom.storage.sqlite.files import StoreFiles
 from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.sqlite.store import SqliteStore
+from strongroom.threads import finish
 
 T = TypeVar("T")
 Command = Callable[..., AsyncGenerator[Any, None]]
@@ -130,7 +131,7 @@ async def _ls(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
 
 async def _stats(provider: SqliteProvider, namespace: str) -> AsyncGenerator[Any, None]:
     store = await _existing(provider, namespace)
-    head = await store.on_writer(tables.head)
+    head = await store.connections.run_on_writer(tables.head)
     entry = provider.files.keystore.entries[namespace]
     size = provider.files.path(namespace).stat().st_size
     yield {
@@ -270,7 +271,7 @@ def _time(microseconds: int) -> datetime:
 
 
 async def _rotate_master(provider: SqliteProvider, master_key: str) -> AsyncGenerator[Any, None]:
-    master = await asyncio.to_thread(MasterKey, master_key)
+    master = MasterKey(master_key)
     await provider.change_master(master)
     yield {"fingerprint": master.fingerprint, "generation": provider.files.keystore.generation}
 
@@ -295,7 +296,7 @@ async def _key_status(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
     keystore = provider.files.keystore
     for namespace, entry in sorted(keystore.entries.items()):
         store = await provider.open(namespace)
-        head = await store.on_writer(tables.head)
+        head = await store.connections.run_on_writer(tables.head)
         size = provider.files.path(namespace).stat().st_size
         for key in entry.keys:
             used = key.file_id == head.file_id
@@ -349,7 +350,7 @@ async def doctor_at_rest(settings: StorageSettings) -> AsyncGenerator[Any, None]
     findings: list[doctor.Finding] = []
 
     async def examine(tell: doctor.Tell) -> None:
-        findings.extend(await asyncio.to_thread(doctor.examine_at_rest, files, tell))
+        findings.extend(await finish(asyncio.to_thread(doctor.examine_at_rest, files, tell)))
 
     async with contextlib.aclosing(_followed(examine)) as progress:
         async for step in progress:

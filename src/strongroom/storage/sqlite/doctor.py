@@ -54,7 +54,7 @@ async def examine_running(provider: SqliteProvider, tell: Tell) -> list[Finding]
         reading = _Reading(provider.files, namespace, progress, typed, running=True)
         try:
             store = await provider.open(namespace)
-            findings += await store.examine(reading.findings)
+            findings += await store.connections.run_on_fresh_connection(reading.findings)
         except StorageError as error:
             findings.append(problem(error, namespace))
         progress.end(namespace)

@@ -27,6 +27,7 @@ from strongroom.errors import (
     ForeignStore,
     KeystoreMissing,
     KeystoreOlder,
+    NotStarted,
     ProfileMismatch,
     SettingsError,
     StoreDamaged,
@@ -69,8 +70,6 @@ class Known(msgspec.Struct, frozen=True):
 class StoreFiles:
     """A data directory, its keystore, and one file for each namespace."""
 
-    keystore: Keystore
-
     def __init__(self, settings: StorageSettings, clock: Clock, *, encrypts: bool) -> None:
         if settings.directory is None:
             raise SettingsError(
@@ -85,6 +84,26 @@ class StoreFiles:
         self._settings = settings
         self.clock = clock
         self._lock: DirectoryLock | None = None
+        self._keystore: Keystore | None = None
+
+    @property
+    def is_acquired(self) -> bool:
+        """Whether the keystore was read."""
+        return self._keystore is not None
+
+    @property
+    def keystore(self) -> Keystore:
+        """The directory's keystore.
+
+        Raises:
+            NotStarted: The directory was not acquired yet.
+        """
+        if self._keystore is None:
+            raise NotStarted(
+                f"The storage in {self.directory} was not started.",
+                remedy="await provider.start(), or open_provider(settings)",
+            )
+        return self._keystore
 
     def path(self, namespace: str) -> Path:
         """Where the file of a namespace stands."""
@@ -102,7 +121,7 @@ class StoreFiles:
         self._check_profile()
         path = self.path(KEYSTORE)
         if path.exists():
-            self.keystore = self._open_keystore(path, master)
+            self._keystore = self._open_keystore(path, master)
             return
         if stores := self.stores():
             raise KeystoreMissing(
@@ -113,7 +132,7 @@ class StoreFiles:
                 remedy="put the keystore back from a backup",
                 path=path,
             )
-        self.keystore = Keystore.create(path, master)
+        self._keystore = Keystore.create(path, master)
 
     @contextlib.contextmanager
     def looked_at(self) -> Iterator[None]:
@@ -123,7 +142,7 @@ class StoreFiles:
         lock = DirectoryLock(self.directory)
         try:
             self._check_profile()
-            self.keystore = Keystore.open(self.path(KEYSTORE), master)
+            self._keystore = Keystore.open(self.path(KEYSTORE), master)
             yield
         finally:
             lock.release()

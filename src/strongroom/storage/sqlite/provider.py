@@ -7,9 +7,8 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 
@@ -22,20 +21,20 @@ from strongroom.errors import (
 from strongroom.keys.audit import Line
 from strongroom.keys.keystore import State
 from strongroom.keys.master import MasterKey
+from strongroom.settings import StorageSettings
 from strongroom.storage.provider import StorageProvider
-from strongroom.storage.records import Write, check_namespace
+from strongroom.storage.records import Clock, Write, check_namespace, system_clock
 from strongroom.storage.sqlite import rotation, tables
+from strongroom.storage.sqlite.connections import Connections
 from strongroom.storage.sqlite.files import AUDIT, MARK, META, Known, Mark, StoreFiles
 from strongroom.storage.sqlite.rotation import Copy, Progress
 from strongroom.storage.sqlite.store import SqliteStore
+from strongroom.threads import Threads, finish
 
 TICK_SECONDS = 1.0
 MARK_TICKS = 5
 IDLE_TICKS = 5
 THREADS = 8
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +45,25 @@ class SqliteProvider(StorageProvider):
     needs_directory: ClassVar[bool] = True
     encrypts: ClassVar[bool] = False
 
-    files: StoreFiles
-
-    async def start(self) -> None:
-        self.files = StoreFiles(self.settings, self.clock, encrypts=self.encrypts)
+    def __init__(self, settings: StorageSettings, clock: Clock = system_clock) -> None:
+        super().__init__(settings, clock)
+        self.files = StoreFiles(settings, clock, encrypts=self.encrypts)
+        self._threads = Threads(THREADS)
         self._stores: dict[str, SqliteStore] = {}
         self._changing = asyncio.Lock()
         self._rotating = asyncio.Lock()
         self._marking = asyncio.Lock()
-        self._closed = False
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="strongroom")
+        self._is_closed = False
         self._ticking: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.files.directory}>"
+
+    async def start(self) -> None:
         try:
-            await self._blocking(self.files.take)
+            await self._threads.run(self.files.take)
             await self._recall()
-            await self._blocking(self.files.check, self._stores)
+            await self._threads.run(self.files.check, self._stores)
             await self.open(META)
             await self._note_opening()
         except BaseException:
@@ -73,10 +76,10 @@ class SqliteProvider(StorageProvider):
     async def open(self, namespace: str) -> SqliteStore:
         self._refuse_closed()
         store = self._stores.get(namespace)
-        if store is None or store.closed:
+        if store is None or store.connections.is_closed:
             async with self._changing:
                 store = self._stores.get(namespace)
-                if store is None or store.closed:
+                if store is None or store.connections.is_closed:
                     store = await self._open(namespace)
         return store
 
@@ -91,15 +94,15 @@ class SqliteProvider(StorageProvider):
                 return
             if store := self._stores.pop(namespace, None):
                 await store.close()
-            await self._blocking(self.files.drop, namespace)
+            await self._threads.run(self.files.drop, namespace)
             self.files.marks.pop(namespace, None)
             await self._meta.apply([Write(f"{MARK}{namespace}", None)])
         await self._remember_keystore()
 
     async def close(self) -> None:
-        if self._closed:
+        if self._is_closed or not self.files.is_acquired:
             return
-        self._closed = True
+        self._is_closed = True
         async with self._rotating, self._changing:
             try:
                 await self._mark(
@@ -113,7 +116,7 @@ class SqliteProvider(StorageProvider):
     async def change_master(self, master: MasterKey) -> None:
         """Put the keystore under another master key. The data stays as it is."""
         self._require_keys()
-        await self._blocking(rotation.change_master, self.files.keystore, master, self.clock())
+        await self._threads.run(rotation.change_master, self.files.keystore, master, self.clock())
         await self._remember_keystore()
 
     async def rotate(
@@ -127,19 +130,21 @@ class SqliteProvider(StorageProvider):
         """
         self._require_keys()
         async with self._rotating:
-            begun = await self._blocking(
+            begun = await self._threads.run(
                 rotation.begin, self.files.keystore, namespaces, self.clock()
             )
             await self._remember_keystore()
             for namespace in begun:
                 await self._rotate(namespace, progress or (lambda *_: None))
-                await self._blocking(rotation.finish, self.files.keystore, namespace, self.clock())
+                await self._threads.run(
+                    rotation.finish, self.files.keystore, namespace, self.clock()
+                )
                 await self._remember_keystore()
         return begun
 
     async def note(self, event: str, namespace: str | None = None, detail: str = "") -> None:
         """Add a line to the audit log."""
-        await self._blocking(self.files.keystore.note, self.clock(), event, namespace, detail)
+        await self._threads.run(self.files.keystore.note, self.clock(), event, namespace, detail)
         await self._remember_keystore()
 
     async def audit(self) -> list[Line]:
@@ -160,10 +165,11 @@ class SqliteProvider(StorageProvider):
 
     @property
     def _meta(self) -> SqliteStore:
+        _ = self.files.keystore  # raises NotStarted
         return self._stores[META]
 
     def _refuse_closed(self) -> None:
-        if self._closed:
+        if self._is_closed:
             raise StoreClosed(
                 f"The provider of {self.files.directory} was closed.", path=self.files.directory
             )
@@ -179,19 +185,12 @@ class SqliteProvider(StorageProvider):
         if entry is None:
             check_namespace(namespace, self.files.keystore.entries)
         if entry is None or entry.state is State.NEW:
-            await self._blocking(self.files.create, namespace)
+            await self._threads.run(self.files.create, namespace)
             if namespace != META:
                 await self._remember_keystore()
-        store = SqliteStore(
-            self.files.path(namespace),
-            namespace,
-            unlock=lambda: self.files.unlock(namespace),
-            verify=lambda head: self.files.verify(namespace, head),
-            clock=self.clock,
-            threads=self._threads,
-        )
+        store = SqliteStore(self.files, namespace, self._threads)
         try:
-            await store.open()
+            await store.connections.open()
         except BaseException:
             await store.close()
             raise
@@ -200,31 +199,31 @@ class SqliteProvider(StorageProvider):
 
     async def _rotate(self, namespace: str, progress: Progress) -> None:
         """Copy a namespace's file under its next key, and let the copy take its place."""
-        store = await self.open(namespace)
+        connections = (await self.open(namespace)).connections
         key = self.files.keystore.entries[namespace].next_key
         assert key is not None
-        head = await store.on_writer(tables.head)
+        head = await connections.run_on_writer(tables.head)
         if head.file_id == key.file_id:
             return  # it did so, and then the keystore could not be written
-        copy = await self._blocking(Copy, store.path, namespace, key)
+        copy = await self._threads.run(Copy, connections.path, namespace, key)
         try:
-            done, pages = await store.on_writer(copy.step)
+            done, pages = await connections.run_on_writer(copy.step)
             while pages - done > rotation.STEP_PAGES:
-                done, pages = await store.on_writer(copy.step)
+                done, pages = await connections.run_on_writer(copy.step)
                 progress(namespace, done, pages)
                 self._refuse_closed()
-            await self._blocking(copy.sync)
-            await store.replace(copy.complete, copy.take_place)
+            await self._threads.run(copy.sync)
+            await connections.replace_file(copy)
             progress(namespace, pages, pages)
         finally:
-            await asyncio.shield(self._discard(store, copy))
+            await finish(self._discard(connections, copy))
 
-    async def _discard(self, store: SqliteStore, copy: Copy) -> None:
+    async def _discard(self, connections: Connections, copy: Copy) -> None:
         try:
-            await store.on_writer(copy.discard)
+            await connections.run_on_writer(copy.discard)
         except StorageError:  # it is closed, or cannot be opened: nobody uses the copy
-            await self._blocking(copy.discard)
-        await self._blocking(copy.free)
+            await self._threads.run(copy.discard)
+        await self._threads.run(copy.free)
 
     # --- what __node_meta remembers -----------------------------------------------------------
 
@@ -241,7 +240,7 @@ class SqliteProvider(StorageProvider):
     async def _note_opening(self) -> None:
         page = await self._meta.scan(AUDIT, limit=1, reverse=True)
         newest = [msgspec.json.decode(record.value, type=Line) for record in page.records]
-        await self._blocking(
+        await self._threads.run(
             self.files.keystore.note,
             self.clock(),
             "opened",
@@ -278,7 +277,7 @@ class SqliteProvider(StorageProvider):
             self.files.marks.update(marks)
 
     def _unmarked(self, store: SqliteStore) -> bool:
-        return not (store.marked or store.closed or store.namespace == META)
+        return not (store.is_marked or store.connections.is_closed or store.namespace == META)
 
     # --- in the background --------------------------------------------------------------------
 
@@ -290,12 +289,13 @@ class SqliteProvider(StorageProvider):
             for namespace, store in list(self._stores.items()):
                 try:
                     await store.sweep()
-                    idle[namespace] = 0 if store.used else idle.get(namespace, 0) + 1
-                    store.used = False
+                    connections = store.connections
+                    idle[namespace] = 0 if connections.was_used else idle.get(namespace, 0) + 1
+                    connections.was_used = False
                     if number % MARK_TICKS == 0 and self._unmarked(store):
                         await self._mark([store])
-                    if idle[namespace] >= IDLE_TICKS and not store.resting:
-                        await store.rest()
+                    if idle[namespace] >= IDLE_TICKS and connections.writer is not None:
+                        await connections.close_if_idle()
                 except StorageError as error:
                     log.warning("%s", error)
                 except Exception:
@@ -310,18 +310,8 @@ class SqliteProvider(StorageProvider):
         for store in [*self._stores.values(), *([meta] if meta else [])]:
             await store.close()
         self._stores.clear()
-        self._threads.shutdown(wait=True)
+        self._threads.close()
         self.files.release()
-
-    async def _blocking(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what waits for the disk on a thread; it is finished even when cancelled."""
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
 
 
 class EncryptedSqliteProvider(SqliteProvider):

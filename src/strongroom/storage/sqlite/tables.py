@@ -109,17 +109,20 @@ def mark(connection: apsw.Connection, stamp: bytes, known: bytes, now: int) -> i
 # --- reading ----------------------------------------------------------------------------------
 
 
-def read(connection: apsw.Connection, key: str, now: int) -> Record | int | None:
-    """One record; its length where it is too long to be read on the event loop; None if absent."""
-    row = connection.execute(_READ, {"key": key, "now": now, "most": INLINE_BYTES}).fetchone()
+READ_ON_THREAD = Record("", b"", 0, 0, 0)
+"""What `read` returns for a record that is too long to be read on the event loop."""
+
+
+def read(connection: apsw.Connection, key: str, now: int) -> Record | None:
+    """Read one record on the event loop. `READ_ON_THREAD` if it is too long for that."""
+    row: Any = connection.execute(_READ, {"key": key, "now": now, "most": INLINE_BYTES}).fetchone()
     if row is None:
         return None
-    *columns, length = row
-    return length if columns[1] is None else Record(*columns)
+    return READ_ON_THREAD if row[1] is None else Record(*row)
 
 
 def read_long(connection: apsw.Connection, key: str, now: int) -> Record | None:
-    """One record of any length."""
+    """Read one record of any length, on a thread."""
     row = connection.execute(
         f"SELECT {_COLUMNS} FROM record WHERE key = :key AND {_ALIVE}", {"key": key, "now": now}
     ).fetchone()
@@ -128,7 +131,7 @@ def read_long(connection: apsw.Connection, key: str, now: int) -> Record | None:
 
 _READ = f"""
 SELECT key, CASE WHEN length(value) <= :most THEN value END,
-    revision, created, updated, expires, length(value)
+    revision, created, updated, expires
 FROM record WHERE key = :key AND {_ALIVE}"""
 
 

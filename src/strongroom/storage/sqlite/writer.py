@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import apsw
 
@@ -19,6 +19,7 @@ from strongroom.disk import database
 from strongroom.errors import RevisionConflict, StorageError, StoreUnavailable
 from strongroom.storage.records import Clock, Write
 from strongroom.storage.sqlite import tables
+from strongroom.threads import finish
 
 MAX_BATCH = 4096
 CHECKPOINT_PAGES = 4000  # 16 MiB of log
@@ -38,6 +39,13 @@ Outcome = list[int] | Exception
 """What becomes of an `apply`: the revisions of its writes, or why none of them was stored."""
 
 
+class CommitListener(Protocol):
+    """Hears of commits, on the event loop."""
+
+    def on_commit(self, batch: list[Waiting], outcomes: list[Outcome], now: int) -> None:
+        """A batch was committed, or failed. Called before the callers get their outcomes."""
+
+
 class Writer:
     """A thread that owns the writing connection of one store.
 
@@ -53,14 +61,14 @@ class Writer:
         *,
         revision: int,
         clock: Clock,
-        settle: Callable[[list[Waiting], list[Outcome], int], None],
+        listener: CommitListener,
     ) -> None:
         self.revision = revision
         self.broken = False
         self._connection = connection
         self._path = path
         self._clock = clock
-        self._settle = settle
+        self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._identity = _identity(path)
         self._taken = revision
@@ -100,8 +108,8 @@ class Writer:
             self._queue.put(self._submitted)
             self._submitted = []
 
-    def _settled(self, batch: list[Waiting], outcomes: list[Outcome], now: int) -> None:
-        self._settle(batch, outcomes, now)
+    def _on_commit(self, batch: list[Waiting], outcomes: list[Outcome], now: int) -> None:
+        self._listener.on_commit(batch, outcomes, now)
         self._acknowledging += 1
         self._acknowledge(batch, outcomes)
 
@@ -129,7 +137,7 @@ class Writer:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._hand_over()
         self._queue.put(lambda: self._perform(task, future))
-        return await future
+        return await finish(future)
 
     async def sweep(self) -> int | None:
         """Turn records that have expired into deletions; returns when the next one expires."""
@@ -141,8 +149,10 @@ class Writer:
         stopped: asyncio.Future[None] = self._loop.create_future()
         self._hand_over()
         self._queue.put(lambda: self._stop(stopped))
-        await stopped
-        self._thread.join()
+        try:
+            await finish(stopped)
+        finally:
+            self._thread.join()
 
     def in_place(self) -> bool:
         """Whether the open file is still the one at its path."""
@@ -178,7 +188,7 @@ class Writer:
             outcomes = self._write(batch, now)
         except Exception as error:  # noqa: BLE001  # whatever it was, each caller must hear of it
             outcomes = [self._give_up(error)] * len(batch)
-        self._report(self._settled, batch, outcomes, now)
+        self._report(self._on_commit, batch, outcomes, now)
 
     def _refuse_if_broken(self) -> None:
         if self.broken:
