@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import BaseModel
 
 from strongroom.errors import (
     InvalidNamespace,
@@ -102,7 +103,7 @@ async def test_a_master_key_beside_a_plain_profile_is_warned_about(caplog) -> No
     assert "passphrase" not in caplog.text
 
 
-@pytest.mark.parametrize("name", ["notes", "A", "x" * 120, "a.b-c_d", "0", "__agent_x"])
+@pytest.mark.parametrize("name", ["notes", "A", "x" * 120, "a.b-c_d", "0", "__agent_x", "__other"])
 def test_a_namespace_can_be_called(name: str) -> None:
     check_namespace(name)
 
@@ -111,7 +112,7 @@ def test_a_namespace_can_be_called(name: str) -> None:
     "name",
     [
         *("", "x" * 121, ".a", "a.", "a/b", "..", "é", "a b", "a\n", "con", "NUL.txt"),
-        *("x_encrypted_value", "__keystore", "__other"),
+        *("x_encrypted_value", "__", "___x", "__é"),
     ],
 )
 def test_a_namespace_cannot_be_called(name: str) -> None:
@@ -137,7 +138,7 @@ async def test_a_provider_of_files_that_was_not_started_says_so_and_closes(tmp_p
         provider.audit(),
         provider.note("exported"),
     ):
-        with pytest.raises(NotStarted, match="Try: await provider.start"):
+        with pytest.raises(NotStarted, match=r"Try: await provider\.start"):
             await call
     assert not (tmp_path / "data").exists()
     await provider.start()
@@ -145,3 +146,26 @@ async def test_a_provider_of_files_that_was_not_started_says_so_and_closes(tmp_p
     await provider.close()
     with pytest.raises(StoreClosed):
         await provider.open("notes")
+
+
+class Note(BaseModel):
+    text: str
+
+
+@pytest.mark.parametrize("name", ["__keystore", "__node_meta", "__agent_x", "__other", "__"])
+async def test_users_cannot_open_the_namespaces_of_the_node(name: str) -> None:
+    provider = MemoryProvider()
+    with pytest.raises(InvalidNamespace):
+        await provider.get_kv_store(Note, name)
+    assert await provider.namespaces() == []
+
+
+async def test_the_node_opens_its_own_namespaces_and_no_others(tmp_path: Path) -> None:
+    provider = SqliteProvider(StorageSettings(profile="sqlite", directory=tmp_path))
+    await provider.start()
+    await (await provider.own_store(Note, "__agent_x")).set("a", Note(text="x"))
+    for name in ("notes", "__keystore", "__KEYSTORE"):
+        with pytest.raises(InvalidNamespace):
+            await provider.own_store(Note, name)
+    assert await provider.namespaces() == ["__agent_x", "__node_meta"]
+    await provider.close()

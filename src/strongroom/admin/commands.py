@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from strongroom.disk.header import PAGE_SIZE
 from strongroom.errors import InvalidNamespace, KeyMissing, NotSupported
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.encoding import join, split
 from strongroom.storage.records import (
     PAGE_RECORDS,
+    OnProgress,
     Record,
     Write,
     check_key,
@@ -31,7 +33,7 @@ from strongroom.storage.sqlite import doctor, tables
 from strongroom.storage.sqlite.files import StoreFiles
 from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.sqlite.store import SqliteStore
-from strongroom.threads import finish
+from strongroom.threads import Threads
 
 T = TypeVar("T")
 Command = Callable[..., AsyncGenerator[Any, None]]
@@ -281,7 +283,7 @@ async def _rotate_data(
 ) -> AsyncGenerator[Any, None]:
     rotated: list[str] = []
 
-    async def rotate(tell: doctor.Tell) -> None:
+    async def rotate(tell: OnProgress) -> None:
         rotated.extend(await provider.rotate(namespaces, tell))
 
     async with contextlib.aclosing(_followed(rotate)) as progress:
@@ -307,7 +309,7 @@ async def _key_status(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
                 "created": _time(key.created),
                 "records": await store.count() if used else 0,
                 "bytes": size if used else 0,
-                "pages": size // 4096 if used else 0,
+                "pages": size // PAGE_SIZE if used else 0,
             }
     for retired in keystore.retired:
         yield {
@@ -334,7 +336,7 @@ async def _audit_verify(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
 async def _doctor(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
     findings: list[doctor.Finding] = []
 
-    async def examine(tell: doctor.Tell) -> None:
+    async def examine(tell: OnProgress) -> None:
         findings.extend(await doctor.examine_running(provider, tell))
 
     async with contextlib.aclosing(_followed(examine)) as progress:
@@ -346,11 +348,12 @@ async def _doctor(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
 
 async def doctor_at_rest(settings: StorageSettings) -> AsyncGenerator[Any, None]:
     """What `doctor` yields, for a directory that no node uses."""
-    files = StoreFiles(settings, system_clock, encrypts=settings.profile == "encrypted-sqlite")
+    encrypts = settings.profile == "encrypted-sqlite"
+    files = StoreFiles(settings, system_clock, threads := Threads(1), encrypts=encrypts)
     findings: list[doctor.Finding] = []
 
-    async def examine(tell: doctor.Tell) -> None:
-        findings.extend(await finish(asyncio.to_thread(doctor.examine_at_rest, files, tell)))
+    async def examine(tell: OnProgress) -> None:
+        findings.extend(await threads.run(doctor.examine_at_rest, files, tell))
 
     async with contextlib.aclosing(_followed(examine)) as progress:
         async for step in progress:
@@ -360,7 +363,7 @@ async def doctor_at_rest(settings: StorageSettings) -> AsyncGenerator[Any, None]
 
 
 async def _followed(
-    work: Callable[[doctor.Tell], Awaitable[None]],
+    work: Callable[[OnProgress], Awaitable[None]],
 ) -> AsyncGenerator[Progress, None]:
     """Do something and tell how far it is; it ends when nobody listens any more."""
     loop = asyncio.get_running_loop()

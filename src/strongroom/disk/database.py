@@ -9,7 +9,6 @@ import apsw
 
 from strongroom.disk import header, wal
 from strongroom.disk.directory import write_whole
-from strongroom.disk.header import FileKey
 from strongroom.errors import (
     EngineUnsuitable,
     StorageError,
@@ -17,6 +16,7 @@ from strongroom.errors import (
     StoreMissing,
     StoreUnavailable,
 )
+from strongroom.keys.derive import FileKey
 
 CIPHER = "chacha20"  # ChaCha20-Poly1305 page by page; it covers the readable header too
 CACHE_KIB = 16 * 1024

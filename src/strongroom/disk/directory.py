@@ -18,6 +18,15 @@ NETWORK_FILESYSTEMS = frozenset(
 )
 _TEMPORARY = ".new"
 
+LOG_SUFFIX = "-wal"
+SHARED_MEMORY_SUFFIX = "-shm"
+JOURNAL_SUFFIX = "-journal"
+
+
+def log_of(path: Path) -> Path:
+    """Where SQLite keeps the write-ahead log of a database."""
+    return path.with_name(path.name + LOG_SUFFIX)
+
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[None]:
@@ -176,7 +185,7 @@ def replace_database(path: Path, new: Path) -> None:
         StoreUnavailable: A log stands beside the database. It would be taken for the new file's
             and destroy it.
     """
-    for suffix in ("-wal", "-journal"):
+    for suffix in (LOG_SUFFIX, JOURNAL_SUFFIX):
         log = path.with_name(path.name + suffix)
         if log.exists():
             raise StoreUnavailable(f"{log} is in the way. Try it again.", path=log)
@@ -188,7 +197,7 @@ def replace_database(path: Path, new: Path) -> None:
 
 def remove_with_journals(path: Path) -> None:
     """Delete a database file and what SQLite may have left beside it."""
-    for suffix in ("-wal", "-shm", "-journal", ""):
+    for suffix in (LOG_SUFFIX, SHARED_MEMORY_SUFFIX, JOURNAL_SUFFIX, ""):
         with _written(path):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
 

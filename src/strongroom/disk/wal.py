@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import apsw
 
+from strongroom.disk.directory import log_of
 from strongroom.disk.header import PAGE_SIZE
 from strongroom.errors import StoreDamaged
 
@@ -33,7 +34,7 @@ def check(path: Path, connect: Callable[[], apsw.Connection]) -> None:
         path: The database.
         connect: Opens it for a look; what is opened changes no byte and leaves no file.
     """
-    log = path.with_name(path.name + "-wal")
+    log = log_of(path)
     if not log.exists() or log.stat().st_size < _HEADER.size + _FRAME_SIZE:
         return
     with log.open("rb") as file:

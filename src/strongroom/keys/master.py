@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from strongroom.disk.header import PASSPHRASE, RANDOM_KEY, salt
 from strongroom.errors import MasterKeyInvalid, MasterKeyMissing
+from strongroom.keys.derive import PASSPHRASE, RANDOM_KEY, salt
 from strongroom.settings import StorageSettings
 
 MIN_PASSPHRASE = 12

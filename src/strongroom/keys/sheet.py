@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import re
 
-from strongroom.disk.header import PASSPHRASE
 from strongroom.errors import MasterKeyInvalid
+from strongroom.keys.derive import PASSPHRASE
 from strongroom.keys.master import MasterKey, encode_key
 
 _TITLE = "strongroom recovery sheet, version 1"

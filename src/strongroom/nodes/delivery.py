@@ -87,8 +87,8 @@ class Delivery:
         provider: StorageProvider,
     ) -> tuple[KeyValueStore[Sent], KeyValueStore[Received]]:
         """The two stores of a node."""
-        outbox = await provider.get_kv_store(Sent, "__delivery_outbox")
-        return outbox, await provider.get_kv_store(Received, "__delivery_inbox")
+        outbox = await provider.own_store(Sent, "__delivery_outbox")
+        return outbox, await provider.own_store(Received, "__delivery_inbox")
 
     async def start(self) -> None:
         """Take up what the last run left."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from strongroom import __version__
 from strongroom.messaging.address import check_node_id, new_id
 from strongroom.messaging.routes import Child
+from strongroom.storage.provider import NODE_META
 
 if TYPE_CHECKING:
     from strongroom.storage.provider import StorageProvider
@@ -66,9 +67,9 @@ class Housekeeping:
         cls, provider: StorageProvider, node_id: str | None, *, with_routes: bool = False
     ) -> Housekeeping:
         """Open the stores, and settle the node's id: the one given, else the stored, else a new."""
-        meta = await provider.get_kv_store(NodeMeta, namespace="__node_meta")
-        bindings = await provider.get_kv_store(Binding, namespace="__binding_store")
-        routes = await provider.get_kv_store(Route, "__route_store") if with_routes else None
+        meta = await provider.own_store(NodeMeta, NODE_META)
+        bindings = await provider.own_store(Binding, "__binding_store")
+        routes = await provider.own_store(Route, "__route_store") if with_routes else None
         known = await meta.get("node")
         node = NodeMeta(
             node_id=check_node_id(node_id or (known.node_id if known else new_id())),

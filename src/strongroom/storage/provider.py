@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, final
 
-from strongroom.errors import SettingsError, UnknownProfile
+from strongroom.errors import InvalidNamespace, SettingsError, UnknownProfile
 from strongroom.settings import StorageSettings
 from strongroom.storage.encoding import M, Upgrade
 from strongroom.storage.records import Clock, RecordStore, check_namespace, system_clock
 from strongroom.storage.typed import KeyValueStore
 
 ENTRY_POINTS = "strongroom.storage"
+
+OWN_PREFIX = "__"
+"""How the names of the node's own namespaces begin."""
+NODE_META = "__node_meta"
+"""The namespace in which a node and its provider remember who they are."""
 
 # By name, so that a node without files loads neither SQLite nor the cryptography behind it.
 BUILT_IN: dict[str, str] = {
@@ -69,6 +74,23 @@ class StorageProvider(ABC):
             InvalidNamespace: The name is not allowed, or differs from another's only in case.
             StoreError: The namespace's file cannot be used.
         """
+        if namespace.startswith(OWN_PREFIX):
+            raise InvalidNamespace(
+                f"{namespace!r} cannot be a namespace: the node's own begin with {OWN_PREFIX!r}.",
+                remedy="a name that begins with a letter or digit",
+            )
+        return await self._open_typed(model_cls, namespace, upgrade)
+
+    @final
+    async def own_store(self, model_cls: type[M], namespace: str) -> KeyValueStore[M]:
+        """Open one of the node's own namespaces, whose names begin with `__`."""
+        if not namespace.startswith(OWN_PREFIX):
+            raise InvalidNamespace(f"{namespace!r} is not one of the node's own namespaces.")
+        return await self._open_typed(model_cls, namespace)
+
+    async def _open_typed(
+        self, model_cls: type[M], namespace: str, upgrade: Sequence[Upgrade] = ()
+    ) -> KeyValueStore[M]:
         check_namespace(namespace, await self.namespaces())
         records = await self.open(namespace)
         store = KeyValueStore(records, model_cls, namespace, self.clock, upgrade)

@@ -29,6 +29,10 @@ Clock = Callable[[], int]
 """Returns the time in microseconds since 1970, UTC."""
 
 
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being worked on, how much of it is done, and how much there is."""
+
+
 def system_clock() -> int:
     """The wall clock, in microseconds since 1970, UTC."""
     return time.time_ns() // 1000
@@ -194,11 +198,7 @@ class RecordStore(ABC):
         """Release the store once the writes under way are done. Closing twice does nothing."""
 
 
-_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
-_OWN_NAMESPACE = re.compile(
-    r"__(node_meta|binding_store|route_store|delivery_inbox|delivery_outbox|"
-    r"agent_[A-Za-z0-9._-]{1,100})"
-)
+_NAMESPACE = re.compile(r"(__)?[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
@@ -208,7 +208,7 @@ def check_namespace(name: str, others: Iterable[str] = ()) -> None:
     Not every filesystem tells `Notes` from `notes`, so a name may not differ from one of `others`
     only in case.
     """
-    allowed = _NAMESPACE.fullmatch(name) or _OWN_NAMESPACE.fullmatch(name)
+    allowed = _NAMESPACE.fullmatch(name)
     if not allowed or name.endswith((".", "_encrypted_value")) or _DEVICE_NAME.fullmatch(name):
         raise InvalidNamespace(
             f"{name!r} cannot be a namespace.",

@@ -12,11 +12,11 @@ from typing import Concatenate, NamedTuple, NoReturn, ParamSpec, Protocol, TypeV
 import apsw
 
 from strongroom.disk import database
-from strongroom.disk.header import FileKey
 from strongroom.errors import FormatUnsupported, StoreClosed, StoreForked, StoreUnavailable
+from strongroom.keys.derive import FileKey
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.files import StoreFiles
-from strongroom.storage.sqlite.rotation import Copy
+from strongroom.storage.sqlite.rotation import RekeyedCopy
 from strongroom.storage.sqlite.writer import CommitListener, Task, Writer
 from strongroom.threads import Threads, finish
 
@@ -176,7 +176,7 @@ class Connections:
     def _is_in_use(self) -> bool:
         return self.was_used or self.calls > 0
 
-    async def replace_file(self, copy: Copy) -> None:
+    async def replace_file(self, copy: RekeyedCopy) -> None:
         """Let `copy` take the place of this file. Every other call waits meanwhile.
 
         Raises:
@@ -192,7 +192,7 @@ class Connections:
                 )
             await finish(self._swap(copy))
 
-    async def _swap(self, copy: Copy) -> None:
+    async def _swap(self, copy: RekeyedCopy) -> None:
         await self._disconnect(copy.complete)
         await self._threads.run(copy.take_place)
 

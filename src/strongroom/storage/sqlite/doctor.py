@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,21 @@ import apsw
 import msgspec
 
 from strongroom.disk import database
-from strongroom.disk.directory import NETWORK_FILESYSTEMS, filesystem
+from strongroom.disk.directory import NETWORK_FILESYSTEMS, filesystem, log_of
 from strongroom.errors import RecordInvalid, StorageError, StoreUnavailable
-from strongroom.keys.audit import Line
-from strongroom.keys.keystore import State
+from strongroom.keys.audit import AuditLine
+from strongroom.keys.keystore import KeyState
 from strongroom.storage.encoding import split
-from strongroom.storage.records import PAGE_BYTES, PAGE_RECORDS, Record
+from strongroom.storage.provider import NODE_META
+from strongroom.storage.records import PAGE_BYTES, PAGE_RECORDS, OnProgress, Record
 from strongroom.storage.sqlite import tables
-from strongroom.storage.sqlite.files import AUDIT, MARK, META, StoreFiles
+from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, StoreFiles
 from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.typed import KeyValueStore
 
 NAMED_RECORDS = 5
 STEPS = 100_000  # of SQLite's machine between two looks at how far it is
 _OK, _NOTE, _PROBLEM = "ok", "note", "problem"
-
-Tell = Callable[[str, int, int], None]
-"""Called with what is being done, and how many bytes of it are done, of how many."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -45,10 +43,10 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str | None = None
 
 
-async def examine_running(provider: SqliteProvider, tell: Tell) -> list[Finding]:
+async def examine_running(provider: SqliteProvider, on_progress: OnProgress) -> list[Finding]:
     """Look at the directory of a running node."""
     findings = list(_surroundings(provider.files))
-    progress = _Bytes(provider.files, tell)
+    progress = _Bytes(provider.files, on_progress)
     for namespace in await provider.namespaces():
         typed = provider.typed.get(namespace)
         reading = _Reading(provider.files, namespace, progress, typed, running=True)
@@ -61,13 +59,13 @@ async def examine_running(provider: SqliteProvider, tell: Tell) -> list[Finding]
     return findings
 
 
-def examine_at_rest(files: StoreFiles, tell: Tell) -> list[Finding]:
+def examine_at_rest(files: StoreFiles, on_progress: OnProgress) -> list[Finding]:
     """Look at a directory that no node uses."""
-    with files.looked_at():
+    with files.inspecting():
         findings = [*_surroundings(files), *_strangers(files)]
-        progress = _Bytes(files, tell)
-        namespaces = sorted(files.keystore.entries, key=lambda name: (name != META, name))
-        for namespace in namespaces:  # META first: it tells how far the others have come
+        progress = _Bytes(files, on_progress)
+        namespaces = sorted(files.keystore.entries, key=lambda name: (name != NODE_META, name))
+        for namespace in namespaces:  # this one says how far the others had come
             findings += _examine_copy(files, namespace, progress)
             progress.end(namespace)
         return findings
@@ -102,7 +100,7 @@ def _surroundings(files: StoreFiles) -> Iterator[Finding]:
     else:
         yield Finding(_OK, f"The filesystem ({kind or 'local'}) is fit for write-ahead logging.")
     yield _free_space(files)
-    rotating = [name for name, e in keystore.entries.items() if e.state is State.ROTATING]
+    rotating = [name for name, e in keystore.entries.items() if e.state is KeyState.ROTATING]
     if rotating:
         yield Finding(
             _NOTE,
@@ -145,8 +143,8 @@ def _free_space(files: StoreFiles) -> Finding:
 
 
 def _strangers(files: StoreFiles) -> Iterator[Finding]:
-    own = {files.path(name) for name in (*files.keystore.entries, "__keystore")}
-    for path in sorted(files.directory.glob(f"*{files.suffix}")):
+    own = {files.path(name) for name in files.keystore.entries}
+    for path in files.stores():
         if path not in own:
             yield Finding(
                 _PROBLEM,
@@ -156,7 +154,7 @@ def _strangers(files: StoreFiles) -> Iterator[Finding]:
 
 
 def _size(path: Path) -> int:
-    log = path.with_name(path.name + "-wal")
+    log = log_of(path)
     return sum(p.stat().st_size for p in (path, log) if p.exists())
 
 
@@ -166,8 +164,8 @@ def _size(path: Path) -> int:
 class _Bytes:
     """How many bytes of all stores were read."""
 
-    def __init__(self, files: StoreFiles, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, files: StoreFiles, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
         self._sizes = {n: _size(files.path(n)) for n in files.keystore.entries}
         self._total = sum(self._sizes.values())
         self._ended = 0
@@ -175,12 +173,12 @@ class _Bytes:
     def within(self, namespace: str, part: float) -> None:
         """Some part of a store is read."""
         done = self._ended + int(min(part, 1) * self._sizes.get(namespace, 0))
-        self._tell(namespace, done, self._total)
+        self._on_progress(namespace, done, self._total)
 
     def end(self, namespace: str) -> None:
         """A store is read."""
         self._ended += self._sizes.get(namespace, 0)
-        self._tell(namespace, self._ended, self._total)
+        self._on_progress(namespace, self._ended, self._total)
 
 
 class _Reading:
@@ -196,14 +194,14 @@ class _Reading:
         running: bool = False,
     ) -> None:
         self._running = running
-        self._trail = files.keystore.trail.copy()
+        self._chain = files.keystore.chain.copy()
         self._files = files
         self._store = store
         self._namespace = namespace
         self._progress = progress
         self._invalid: list[str] = []
         self._unknown = 0
-        self._audit: list[Line] = []
+        self._audit: list[AuditLine] = []
 
     def findings(self, connection: apsw.Connection) -> list[Finding]:
         """What is to be said of the store.
@@ -235,7 +233,7 @@ class _Reading:
         if self._unknown:
             what = f"{self._unknown} records are in no format known here; they were not parsed."
             found.append(Finding(_NOTE, what, self._namespace))
-        if self._namespace == META:
+        if self._namespace == NODE_META:
             found.append(self._check_audit())
         if not any(finding.level == _PROBLEM for finding in found):
             size = int(connection.execute("PRAGMA page_count").get)
@@ -279,9 +277,9 @@ class _Reading:
         return count
 
     def _check_record(self, record: Record) -> None:
-        if self._namespace == META:
+        if self._namespace == NODE_META:
             if record.key.startswith(AUDIT):
-                self._audit.append(msgspec.json.decode(record.value, type=Line))
+                self._audit.append(msgspec.json.decode(record.value, type=AuditLine))
         elif self._store is not None:
             try:
                 self._store.check(record)
@@ -292,14 +290,14 @@ class _Reading:
 
     def _check_audit(self) -> Finding:
         try:
-            count = self._trail.verify(self._audit, growing=self._running)
+            count = self._chain.verify(self._audit, growing=self._running)
         except StorageError as error:
             return problem(error)
         return Finding(_OK, f"The {count} lines of the audit log are complete and unchanged.")
 
 
 def _remembered(connection: apsw.Connection, now: int) -> list[Record]:
-    known = tables.read_long(connection, "keystore", now)
+    known = tables.read_long(connection, SEEN, now)
     marks = tables.scan(
         connection,
         MARK,
@@ -316,18 +314,18 @@ def _remembered(connection: apsw.Connection, now: int) -> list[Record]:
 def _examine_copy(files: StoreFiles, namespace: str, progress: _Bytes) -> list[Finding]:
     """Look at a private copy of a store's file and log."""
     path = files.path(namespace)
-    if files.keystore.entries[namespace].state is State.NEW:
+    if files.keystore.entries[namespace].state is KeyState.NEW:
         return [Finding(_NOTE, "Its creation was cut short; it is made again.", namespace)]
     copies = Path(tempfile.mkdtemp(prefix="strongroom-doctor-"))  # mode 0700
     try:
         key = files.unlock(namespace)
-        for part in (path, path.with_name(path.name + "-wal")):
+        for part in (path, log_of(path)):
             if part.exists():
                 shutil.copyfile(part, copies / part.name)
         with contextlib.closing(database.open_existing(copies / path.name, key)) as connection:
             head = tables.head(connection)
-            if namespace == META:
-                files.recall(_remembered(connection, files.clock()))
+            if namespace == NODE_META:
+                files.load_seen(_remembered(connection, files.clock()))
             files.verify(namespace, head)
             return _Reading(files, namespace, progress).findings(connection)
     except apsw.Error as error:

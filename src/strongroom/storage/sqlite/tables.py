@@ -57,7 +57,7 @@ _ALIVE = "(expires IS NULL OR expires > :now)"
 _COLUMNS = "key, value, revision, created, updated, expires"
 
 
-class Head(msgspec.Struct, frozen=True):
+class StoreHead(msgspec.Struct, frozen=True):
     """How far a store has come. `forgotten` is the newest deletion that it no longer remembers."""
 
     namespace: str
@@ -80,7 +80,7 @@ def version(connection: apsw.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").get)
 
 
-def head(connection: apsw.Connection) -> Head:
+def head(connection: apsw.Connection) -> StoreHead:
     """Read the head; its revision is the newest one taken."""
     row: Any = connection.execute(
         """SELECT namespace, file_id,
@@ -88,7 +88,7 @@ def head(connection: apsw.Connection) -> Head:
                 (SELECT ifnull(max(revision), 0) FROM tombstone)),
             forgotten, stamp, previous_stamp FROM head"""
     ).fetchall()[0]
-    return Head(*row)
+    return StoreHead(*row)
 
 
 def mark(connection: apsw.Connection, stamp: bytes, known: bytes, now: int) -> int:
