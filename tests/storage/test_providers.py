@@ -82,7 +82,7 @@ async def test_an_entry_point_may_not_take_a_built_in_name(monkeypatch) -> None:
         ("zzz", "Try: memory, .*filed, or package.module:Class"),
         ("made_up:Absent", "made_up:Absent cannot be loaded: AttributeError"),
         ("no_such_module:Class", "cannot be loaded: ModuleNotFoundError"),
-        ("made_up:NoProvider", "made_up:NoProvider is no subclass"),
+        ("made_up:NoProvider", "made_up:NoProvider is not a subclass"),
     ],
 )
 async def test_an_unknown_profile_tells_the_choices(monkeypatch, profile, sentence) -> None:

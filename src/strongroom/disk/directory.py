@@ -59,10 +59,8 @@ def check_filesystem(path: Path) -> None:
     kind = filesystem(path)
     if kind in NETWORK_FILESYSTEMS:
         raise FilesystemUnsafe(
-            (
-                f"{path} is on a network filesystem ({kind}), where locks and syncs cannot be "
-                "relied on."
-            ),
+            f"{path} is on a network filesystem ({kind}), where locks and syncs cannot be "
+            "relied on.",
             remedy="a directory on a local disk",
             path=path,
         )

@@ -94,10 +94,8 @@ def _opening_key(path: Path, master: MasterKey) -> FileKey:
         if hmac.compare_digest(key.header.check, header.check):
             return key
     raise WrongMasterKey(
-        (
-            f"The master key does not open {path}: the data in {path.parent} was stored "
-            "under another one. Nothing was changed."
-        ),
+        f"The master key does not open {path}: the data in {path.parent} was stored "
+        "under another one. Nothing was changed.",
         remedy=(
             "set FAME_STORAGE_MASTER_KEY (or its _FILE or _COMMAND form) to the key that "
             "this directory was made with"

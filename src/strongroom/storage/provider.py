@@ -1,4 +1,4 @@
-"""What a storage provider is, and the one that FAME_STORAGE_PROFILE names."""
+"""What a storage provider is, and how FAME_STORAGE_PROFILE chooses one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWN_PREFIX = "__"
 NODE_META = "__node_meta"
 """The namespace in which a node and its provider remember who they are."""
 
-# By name, so that a node without files loads neither SQLite nor the cryptography behind it.
+# Imported by name, so that a node without files loads neither SQLite nor cryptography.
 BUILT_IN: dict[str, str] = {
     "memory": "strongroom.storage.memory:MemoryProvider",
     "sqlite": "strongroom.storage.sqlite.provider:SqliteProvider",
@@ -33,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 
 class StorageProvider(ABC):
-    """Where a node keeps everything: gives one `RecordStore` for each namespace.
+    """Where a node keeps its data: it opens one `RecordStore` for each namespace.
 
-    A provider is made from the node's `StorageSettings` and a clock. It is chosen by
-    `FAME_STORAGE_PROFILE`: a built-in name, the name of an entry point of the group
-    `strongroom.storage`, or `package.module:Class`.
+    A provider is made from the node's `StorageSettings` and a clock. `FAME_STORAGE_PROFILE` chooses
+    it: a built-in name, the name of an entry point of the group `strongroom.storage`, or
+    `package.module:Class`.
     """
 
     needs_directory: ClassVar[bool] = False
@@ -50,10 +50,10 @@ class StorageProvider(ABC):
         self.clock = clock
         self.typed: dict[str, KeyValueStore[Any]] = {}
 
-    async def start(self) -> None:  # noqa: B027  # most providers have nothing to do here
-        """Make ready what needs to be awaited; called once, before anything else.
+    async def start(self) -> None:  # noqa: B027  # most providers need no start
+        """Prepare what needs to be awaited. Called once, before any other method.
 
-        When it raises, it has released what it took.
+        If it raises an error, it has released everything that it had acquired.
         """
 
     @final
@@ -66,9 +66,9 @@ class StorageProvider(ABC):
 
         Args:
             model_cls: The type of the records.
-            namespace: 1 to 120 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
-            upgrade: One function for each older version of the model, oldest first; each takes the
-                JSON object as that version stored it, and returns it as the next version has it.
+            namespace: 1 to 120 characters from `A-Z a-z 0-9 . _ -`; the first is a letter or digit.
+            upgrade: One function for each older version of the model, oldest first. It takes a JSON
+                object as that version stored it, and returns it as the next version stores it.
 
         Raises:
             InvalidNamespace: The name is not allowed, or differs from another's only in case.
@@ -94,12 +94,14 @@ class StorageProvider(ABC):
         check_namespace(namespace, await self.namespaces())
         records = await self.open(namespace)
         store = KeyValueStore(records, model_cls, namespace, self.clock, upgrade)
-        self.typed[namespace] = store  # so that an inspection knows the model
+        self.typed[namespace] = (
+            store  # so that `strongroom doctor` can check records against the model
+        )
         return store
 
     @abstractmethod
     async def open(self, namespace: str) -> RecordStore:
-        """Open a namespace, made on first use. An open one is returned again, not opened twice."""
+        """Open a namespace, and create it if it is new. One that is open is not opened twice."""
 
     @abstractmethod
     async def namespaces(self) -> list[str]:
@@ -107,16 +109,15 @@ class StorageProvider(ABC):
 
     @abstractmethod
     async def drop(self, namespace: str) -> None:
-        """Delete a namespace with all its records. One that does not exist is no error."""
+        """Delete a namespace with all its records. It need not exist."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Close every open namespace. Closing twice does nothing; afterwards `open` raises
-        `StoreClosed`."""
+        """Close every namespace; then `open` raises `StoreClosed`. Closing twice does nothing."""
 
 
 async def open_provider(settings: StorageSettings, clock: Clock = system_clock) -> StorageProvider:
-    """The provider that `settings.profile` names, ready for use. Whoever opens it closes it.
+    """Start the provider that `settings.profile` names. The caller must close it.
 
     >>> provider = await open_provider(StorageSettings(profile="memory"))
 
@@ -128,10 +129,8 @@ async def open_provider(settings: StorageSettings, clock: Clock = system_clock) 
     provider_class = _find(settings.profile)
     if provider_class.needs_directory and settings.directory is None:
         raise SettingsError(
-            (
-                f"The storage profile {settings.profile!r} keeps its data in files, and "
-                "FAME_STORAGE_DB_DIRECTORY is not set."
-            ),
+            f"The storage profile {settings.profile!r} keeps its data in files, and "
+            "FAME_STORAGE_DB_DIRECTORY is not set.",
             remedy="FAME_STORAGE_DB_DIRECTORY=data",
         )
     if settings.has_master_key and not provider_class.encrypts:
@@ -148,10 +147,8 @@ def _find(profile: str) -> type[StorageProvider]:
     if clashing := sorted(plugins.keys() & BUILT_IN.keys()):
         name = clashing[0]
         raise UnknownProfile(
-            (
-                f"{name!r} is a built-in storage profile, and {plugins[name].value} claims "
-                f"the name in the entry points {ENTRY_POINTS!r}."
-            ),
+            f"{name!r} is a built-in storage profile, and {plugins[name].value} claims "
+            f"the name in the entry points {ENTRY_POINTS!r}.",
             remedy="uninstall that package",
         )
     if profile in BUILT_IN:
@@ -176,5 +173,5 @@ def _load(plugin: EntryPoint) -> type[StorageProvider]:
             f"The storage provider {plugin.value} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, StorageProvider)):
-        raise UnknownProfile(f"{plugin.value} is no subclass of strongroom.StorageProvider.")
+        raise UnknownProfile(f"{plugin.value} is not a subclass of strongroom.StorageProvider.")
     return found

@@ -135,10 +135,8 @@ class Connections:
         try:
             if (found := tables.version(writing)) != tables.VERSION:
                 raise FormatUnsupported(
-                    (
-                        f"{self.path} has tables of version {found}, and this Strongroom knows "
-                        f"version {tables.VERSION}."
-                    ),
+                    f"{self.path} has tables of version {found}, and this Strongroom knows "
+                    f"version {tables.VERSION}.",
                     remedy="a newer Strongroom",
                     path=self.path,
                     namespace=self.namespace,

@@ -169,10 +169,8 @@ class StoreFiles:
             contents = read_keystore(path, master)
         elif stores := self.stores():
             raise KeystoreMissing(
-                (
-                    f"{path} is not there, and {stores[0]} and {len(stores) - 1} other stores "
-                    "cannot be opened without it. Nothing was changed."
-                ),
+                f"{path} is not there, and {stores[0]} and {len(stores) - 1} other stores "
+                "cannot be opened without it. Nothing was changed.",
                 remedy="put the keystore back from a backup",
                 path=path,
             )
@@ -210,11 +208,9 @@ class StoreFiles:
                 ("plain", "sqlite") if self.encrypts else ("encrypted", "encrypted-sqlite")
             )
             raise ProfileMismatch(
-                (
-                    f"{other[0]} is a file of the profile {profile}, and the profile is "
-                    f"{self._settings.profile}: this directory holds {kind} stores. Nothing was "
-                    "changed."
-                ),
+                f"{other[0]} is a file of the profile {profile}, and the profile is "
+                f"{self._settings.profile}: this directory holds {kind} stores. Nothing was "
+                "changed.",
                 remedy=f"FAME_STORAGE_PROFILE={profile}, or another directory",
                 path=other[0],
             )
@@ -295,10 +291,8 @@ class StoreFiles:
                 namespace=namespace,
             )
         return ForeignStore(
-            (
-                f"{path} is not a file of this node, or its keystore is an older one. Nothing "
-                "was changed."
-            ),
+            f"{path} is not a file of this node, or its keystore is an older one. Nothing "
+            "was changed.",
             remedy="move the file away, or put the newest keystore back",
             path=path,
             namespace=namespace,
@@ -361,11 +355,9 @@ class StoreFiles:
         lacking = sorted(set(seen.namespaces) - self.keystore.entries.keys())
         path = self.path(KEYSTORE)
         raise KeystoreOlder(
-            (
-                f"{path} is an older copy: generation {self.keystore.generation}, and "
-                f"{seen.generation} was seen last. It lacks the keys of: "
-                f"{', '.join(lacking) or 'no namespace'}. Nothing was changed."
-            ),
+            f"{path} is an older copy: generation {self.keystore.generation}, and "
+            f"{seen.generation} was seen last. It lacks the keys of: "
+            f"{', '.join(lacking) or 'no namespace'}. Nothing was changed.",
             remedy="put the newest keystore back",
             path=path,
         )
@@ -383,11 +375,9 @@ class StoreFiles:
         seen = self.watermarks.get(namespace, Watermark())
         if head.revision < seen.revision or seen.stamp not in (head.stamp, head.previous_stamp):
             raise StoreRolledBack(
-                (
-                    f"{path} is an older copy of the store: it is at revision {head.revision}, "
-                    f"and {NODE_META} remembers revision {seen.revision} of another copy. Nothing "
-                    "was changed."
-                ),
+                f"{path} is an older copy of the store: it is at revision {head.revision}, "
+                f"and {NODE_META} remembers revision {seen.revision} of another copy. Nothing "
+                "was changed.",
                 remedy="put the newest copy back",
                 path=path,
                 namespace=namespace,

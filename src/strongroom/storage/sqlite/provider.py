@@ -190,7 +190,7 @@ class SqliteProvider(StorageProvider):
             if namespace in self.files.watermarks:  # the node was killed while it was dropped
                 await self._forget_watermark(namespace)
         if entry is None or entry.state is KeyState.NEW:
-            await self.files.create(namespace)
+            await finish(self.files.create(namespace))
             if namespace != NODE_META:
                 await self._remember_keystore()
         store = SqliteStore(self.files, namespace, self._threads)

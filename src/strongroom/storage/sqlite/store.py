@@ -258,10 +258,8 @@ def _changes(
     head = tables.head(connection)
     if after and not (head.forgotten <= max(after, since or 0) and after <= head.revision):
         raise WatchExpired(
-            (
-                f"Revision {after} is not within what the store remembers ({head.forgotten} "
-                f"to {head.revision})."
-            ),
+            f"Revision {after} is not within what the store remembers ({head.forgotten} "
+            f"to {head.revision}).",
             remedy="list what is there, and watch from now on",
         )
     return tables.changes(connection, after, prefix, limit, now)

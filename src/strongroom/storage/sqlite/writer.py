@@ -202,10 +202,8 @@ class Writer:
         self._refuse_if_broken()
         if not self.in_place():
             raise StoreUnavailable(
-                (
-                    f"{self._path} is not the file any more that this node has opened: it was "
-                    "removed or replaced. Nothing was stored."
-                ),
+                f"{self._path} is not the file any more that this node has opened: it was "
+                "removed or replaced. Nothing was stored.",
                 remedy="put it back, or restart the node",
                 path=self._path,
             )
