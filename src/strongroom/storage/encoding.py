@@ -153,7 +153,7 @@ class Encoding(Generic[M]):
                 record.key,
                 f"was written by version {version} of {self.model.__name__}, but this program has "
                 f"version {len(self._upgrade)}.",
-                remedy="the newer program, or add its upgrade= functions here",
+                remedy="the newer program, or add its upgrade= functions to this one",
             )
         return version
 

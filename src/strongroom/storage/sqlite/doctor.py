@@ -1,7 +1,7 @@
-"""Is my data safe? Looks at everything that a directory holds, and changes nothing.
+"""Is my data safe? Checks everything in a data directory, and changes nothing.
 
-On a running node it reads beside the node's own work; on a directory at rest it reads a private
-copy of each file, since opening a database may already change what stands beside it.
+On a running node it reads while the node works. If no node runs, it reads a private copy of each
+file, since opening a database may already change the files beside it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.typed import KeyValueStore
 
 NAMED_RECORDS = 5
-STEPS = 100_000  # of SQLite's machine between two looks at how far it is
+STEPS = 100_000  # of SQLite's virtual machine between two reports of progress
 _OK, _NOTE, _PROBLEM = "ok", "note", "problem"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at. `level` is ok, note or problem; a problem has a remedy."""
+    """The result of one check. `level` is ok, note or problem; a problem has a remedy."""
 
     level: str
     what: str
@@ -44,7 +44,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 async def examine_running(provider: SqliteProvider, on_progress: OnProgress) -> list[Finding]:
-    """Look at the directory of a running node."""
+    """Check the directory of a running node."""
     findings = list(_surroundings(provider.files))
     progress = _Bytes(provider.files, on_progress)
     for namespace in await provider.namespaces():
@@ -60,7 +60,7 @@ async def examine_running(provider: SqliteProvider, on_progress: OnProgress) -> 
 
 
 def examine_at_rest(files: StoreFiles, on_progress: OnProgress) -> list[Finding]:
-    """Look at a directory that no node uses."""
+    """Check a directory that no node uses. Blocks."""
     with files.inspecting():
         findings = [*_surroundings(files), *_strangers(files)]
         progress = _Bytes(files, on_progress)
@@ -72,7 +72,7 @@ def examine_at_rest(files: StoreFiles, on_progress: OnProgress) -> list[Finding]
 
 
 def problem(error: StorageError, namespace: str | None = None) -> Finding:
-    """What an error means to whoever asked the doctor."""
+    """The finding for an error."""
     return Finding(_PROBLEM, error.what, namespace, error.remedy)
 
 
@@ -86,7 +86,7 @@ def _surroundings(files: StoreFiles) -> Iterator[Finding]:
     else:
         yield Finding(
             _NOTE,
-            "The profile sqlite keeps everything in clear.",
+            "The profile sqlite encrypts nothing.",
             remedy="FAME_STORAGE_PROFILE=encrypted-sqlite, with another directory",
         )
     yield from _modes(directory)
@@ -98,20 +98,22 @@ def _surroundings(files: StoreFiles) -> Iterator[Finding]:
             remedy="a directory on a local disk",
         )
     else:
-        yield Finding(_OK, f"The filesystem ({kind or 'local'}) is fit for write-ahead logging.")
+        yield Finding(
+            _OK, f"The filesystem ({kind or 'local'}) is suitable for write-ahead logging."
+        )
     yield _free_space(files)
     rotating = [name for name, e in keystore.entries.items() if e.state is KeyState.ROTATING]
     if rotating:
         yield Finding(
             _NOTE,
-            f"A rotation of data keys was cut short: {', '.join(sorted(rotating))} are left.",
+            f"A rotation of data keys was interrupted. It left: {', '.join(sorted(rotating))}.",
             remedy="strongroom key rotate --data",
         )
     if keystore.retired:
         yield Finding(
             _NOTE,
-            f"{len(keystore.retired)} data keys are retired: no store is under them, backups from "
-            "before their rotation may be.",
+            f"{len(keystore.retired)} data keys are retired: no store is under them, but backups "
+            "from before their rotation may be.",
         )
 
 
@@ -122,11 +124,11 @@ def _modes(directory: Path) -> Iterator[Finding]:
     for path in open_to_others:
         yield Finding(
             _PROBLEM,
-            f"{path} may be used by others than its owner (mode {path.stat().st_mode & 0o777:o}).",
+            f"Others than the owner can access {path} (mode {path.stat().st_mode & 0o777:o}).",
             remedy=f"chmod {'700' if path.is_dir() else '600'} {path}",
         )
     if not open_to_others:
-        yield Finding(_OK, "The directory and its files are for their owner alone.")
+        yield Finding(_OK, "Only their owner can access the directory and its files.")
 
 
 def _free_space(files: StoreFiles) -> Finding:
@@ -135,8 +137,8 @@ def _free_space(files: StoreFiles) -> Finding:
     if free < 2 * largest:
         return Finding(
             _PROBLEM,
-            f"{free:,} bytes are free, and the largest store has {largest:,}: a rotation of its "
-            "key needs as many, and a log may grow.",
+            f"{free:,} bytes are free, and the largest store has {largest:,}: rotating its key "
+            "needs space for a copy, and its log may grow.",
             remedy="free some space",
         )
     return Finding(_OK, f"{free:,} bytes are free; the largest store has {largest:,}.")
@@ -162,7 +164,7 @@ def _size(path: Path) -> int:
 
 
 class _Bytes:
-    """How many bytes of all stores were read."""
+    """Reports how many bytes of all stores were read."""
 
     def __init__(self, files: StoreFiles, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
@@ -171,18 +173,18 @@ class _Bytes:
         self._ended = 0
 
     def within(self, namespace: str, part: float) -> None:
-        """Some part of a store is read."""
+        """This part of a store, from 0 to 1, was read."""
         done = self._ended + int(min(part, 1) * self._sizes.get(namespace, 0))
         self._on_progress(namespace, done, self._total)
 
     def end(self, namespace: str) -> None:
-        """A store is read."""
+        """A store was read completely."""
         self._ended += self._sizes.get(namespace, 0)
         self._on_progress(namespace, self._ended, self._total)
 
 
 class _Reading:
-    """Reads all of one store: every page is authenticated, every record parsed."""
+    """Reads one store completely: authenticates every page, parses every record."""
 
     def __init__(
         self,
@@ -204,22 +206,22 @@ class _Reading:
         self._audit: list[AuditLine] = []
 
     def findings(self, connection: apsw.Connection) -> list[Finding]:
-        """What is to be said of the store.
+        """The findings about the store.
 
         Raises:
             StoreDamaged: A page holds bytes that were never valid.
         """
-        pages = self._check_pages(connection)
+        messages = self._check_pages(connection)
         count = self._check_records(connection)
         key = self._files.keystore.entries[self._namespace].key.id
         found = [
             Finding(
                 _PROBLEM,
-                f"The structure of the file is wrong: {said}",
+                f"The structure of the file is wrong: {message}",
                 self._namespace,
                 "put the file back from a backup",
             )
-            for said in pages
+            for message in messages
         ]
         found += [
             Finding(
@@ -231,7 +233,7 @@ class _Reading:
             for what in self._invalid[:NAMED_RECORDS]
         ]
         if self._unknown:
-            what = f"{self._unknown} records are in no format known here; they were not parsed."
+            what = f"{self._unknown} records have an unknown format and were not parsed."
             found.append(Finding(_NOTE, what, self._namespace))
         if self._namespace == NODE_META:
             found.append(self._check_audit())
@@ -244,15 +246,15 @@ class _Reading:
     def _check_pages(self, connection: apsw.Connection) -> list[str]:
         total = int(connection.execute("PRAGMA page_count").get)
 
-        def look() -> bool:
+        def report() -> bool:
             read, _ = connection.status(apsw.SQLITE_DBSTATUS_CACHE_MISS)
             self._progress.within(self._namespace, read / (2 * max(total, 1)))
             return False
 
-        connection.set_progress_handler(look, STEPS)
-        said = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
+        connection.set_progress_handler(report, STEPS)
+        messages = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
         connection.set_progress_handler(None)
-        return [] if said == ["ok"] else said
+        return [] if messages == ["ok"] else messages
 
     def _check_records(self, connection: apsw.Connection) -> int:
         now = self._files.clock()
@@ -312,10 +314,14 @@ def _remembered(connection: apsw.Connection, now: int) -> list[Record]:
 
 
 def _examine_copy(files: StoreFiles, namespace: str, progress: _Bytes) -> list[Finding]:
-    """Look at a private copy of a store's file and log."""
+    """Check a private copy of a store's file and log."""
     path = files.path(namespace)
     if files.keystore.entries[namespace].state is KeyState.NEW:
-        return [Finding(_NOTE, "Its creation was cut short; it is made again.", namespace)]
+        return [
+            Finding(
+                _NOTE, "Its creation was interrupted. The node will create it again.", namespace
+            )
+        ]
     copies = Path(tempfile.mkdtemp(prefix="strongroom-doctor-"))  # mode 0700
     try:
         key = files.unlock(namespace)
@@ -331,14 +337,14 @@ def _examine_copy(files: StoreFiles, namespace: str, progress: _Bytes) -> list[F
     except apsw.Error as error:
         return [problem(database.explain(error, path, namespace), namespace)]
     except OSError as error:
-        no_room = StoreUnavailable(
+        no_space = StoreUnavailable(
             f"{path} cannot be copied to {copies}: {error.strerror}.",
-            remedy="TMPDIR=a directory with room",
+            remedy="set TMPDIR to a directory with enough space",
         )
-        return [problem(no_room, namespace)]
+        return [problem(no_space, namespace)]
     except StorageError as error:
         found = problem(error, namespace)
-        told = found.what.replace(str(copies), str(files.directory))
-        return [msgspec.structs.replace(found, what=told)]
+        what = found.what.replace(str(copies), str(files.directory))
+        return [msgspec.structs.replace(found, what=what)]
     finally:
         shutil.rmtree(copies, ignore_errors=True)

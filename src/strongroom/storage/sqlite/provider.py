@@ -1,4 +1,4 @@
-"""A data directory: one SQLite file for each namespace, encrypted or plain, and the keystore."""
+"""The providers `sqlite` and `encrypted-sqlite`: a data directory with a file per namespace."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class SqliteProvider(StorageProvider):
-    """Keeps each namespace in a plain SQLite file of its own, `<namespace>.db`."""
+    """Keeps each namespace in its own plain SQLite file, `<namespace>.db`."""
 
     needs_directory: ClassVar[bool] = True
     encrypts: ClassVar[bool] = False
@@ -88,7 +88,7 @@ class SqliteProvider(StorageProvider):
 
     async def drop(self, namespace: str) -> None:
         if namespace == NODE_META:
-            raise InvalidNamespace(f"{NODE_META} is the node's own, and cannot be dropped.")
+            raise InvalidNamespace(f"{NODE_META} belongs to the node, and cannot be dropped.")
         async with self._rotating, self._changing, self._marking:
             if namespace in self.files.keystore.entries:
                 await finish(self._drop(namespace))
@@ -115,7 +115,7 @@ class SqliteProvider(StorageProvider):
     # --- for the operator ---------------------------------------------------------------------
 
     async def change_master(self, master: MasterKey) -> None:
-        """Put the keystore under another master key. The data stays as it is."""
+        """Encrypt the keystore under another master key. The data stays as it is."""
         self._require_keys()
         await self.files.keystore.change_master(master, self.clock())
         await self._remember_keystore()
@@ -123,7 +123,7 @@ class SqliteProvider(StorageProvider):
     async def rotate(
         self, namespaces: Sequence[str] | None = None, on_progress: OnProgress | None = None
     ) -> list[str]:
-        """Put namespaces under new data keys, while they are in use; returns which.
+        """Give namespaces new data keys, while they are in use. Returns their names.
 
         Args:
             namespaces: None for those that an interrupted rotation left, or else all.
@@ -146,12 +146,12 @@ class SqliteProvider(StorageProvider):
         await self._remember_keystore()
 
     async def audit(self) -> list[AuditLine]:
-        """The audit log, from its first line on."""
+        """The lines of the audit log, oldest first."""
         page = await self._meta.scan(AUDIT, limit=None, max_bytes=None)
         return [msgspec.json.decode(record.value, type=AuditLine) for record in page.records]
 
     async def verify_audit(self) -> int:
-        """Compare the audit log with its chain; returns the number of lines.
+        """Compare the audit log with its chain. Returns the number of lines.
 
         Raises:
             AuditBroken: A line is missing, or was changed or cut off.
@@ -178,7 +178,7 @@ class SqliteProvider(StorageProvider):
     def _require_keys(self) -> None:
         if not self.encrypts:
             raise NotSupported(
-                f"The profile {self.settings.profile} encrypts nothing, and so has no keys."
+                f"The profile {self.settings.profile} encrypts nothing, so there are no keys."
             )
 
     async def _open(self, namespace: str) -> SqliteStore:
@@ -187,7 +187,7 @@ class SqliteProvider(StorageProvider):
             check_namespace(namespace, self.files.keystore.entries)
             if namespace.lower() == KEYSTORE:
                 raise InvalidNamespace(f"{namespace} is the name of the keystore.")
-            if namespace in self.files.watermarks:  # the node was killed while it was dropped
+            if namespace in self.files.watermarks:  # a kill interrupted its drop
                 await self._forget_watermark(namespace)
         if entry is None or entry.state is KeyState.NEW:
             await finish(self.files.create(namespace))
@@ -203,13 +203,13 @@ class SqliteProvider(StorageProvider):
         return store
 
     async def _rotate(self, namespace: str, on_progress: OnProgress) -> None:
-        """Copy a namespace's file under its next key, and let the copy take its place."""
+        """Replace a namespace's file by a copy under its next key."""
         connections = (await self.open(namespace)).connections
         key = self.files.keystore.entries[namespace].next_key
         assert key is not None
         head = await connections.run_on_writer(tables.head)
         if head.file_id == key.file_id:
-            return  # it did so, and then the keystore could not be written
+            return  # the copy is there already; only the keystore could not be saved
         copy = await self._threads.run(RekeyedCopy, connections.path, namespace, key)
         try:
             done, pages = await connections.run_on_writer(copy.step)
@@ -226,14 +226,14 @@ class SqliteProvider(StorageProvider):
     async def _discard(self, connections: Connections, copy: RekeyedCopy) -> None:
         try:
             await connections.run_on_writer(copy.discard)
-        except StorageError:  # it is closed, or cannot be opened: nobody uses the copy
+        except StorageError:  # the file is closed or cannot be opened, so nobody uses the copy
             await self._threads.run(copy.discard)
         await self._threads.run(copy.free)
 
-    # --- what __node_meta remembers -----------------------------------------------------------
+    # --- what NODE_META remembers -------------------------------------------------------------
 
     async def _load_seen(self) -> None:
-        """Read what `__node_meta` remembers, and compare the keystore with it."""
+        """Read what NODE_META remembers of the files, and compare the keystore with it."""
         entry = self.files.keystore.entries.get(NODE_META)
         if entry is None or entry.state is KeyState.NEW:
             return
@@ -249,7 +249,7 @@ class SqliteProvider(StorageProvider):
         await self._remember_keystore()
 
     async def _remember_keystore(self) -> None:
-        """Note the keystore's generation, and the lines of the audit log that wait in it."""
+        """Write to NODE_META the keystore's generation, and the audit lines that wait in it."""
         keystore = self.files.keystore
         seen = KeystoreSeen(keystore.generation, sorted(keystore.entries))
         lines = keystore.chain.waiting
@@ -262,10 +262,10 @@ class SqliteProvider(StorageProvider):
             keystore.chain.forget_stored(lines[-1].number if lines else 0)
 
     async def _mark(self, stores: list[SqliteStore]) -> None:
-        """Note how far stores have come, in their files first and then in `__node_meta`."""
+        """Write watermarks of stores, to their files first and then to NODE_META."""
         if not stores:
             return
-        async with self._marking:  # a store knows its last two stamps: they come one by one
+        async with self._marking:  # a file keeps only its last two stamps
             new = {}
             for store in stores:
                 stamp = secrets.token_bytes(8)
@@ -286,7 +286,7 @@ class SqliteProvider(StorageProvider):
     # --- in the background --------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        """Every second: let expired records go, mark what was written, rest what is idle."""
+        """Every second: delete expired records, write watermarks, close idle files."""
         idle: dict[str, int] = {}
         for number in itertools.count(1):
             await asyncio.sleep(TICK_SECONDS)
@@ -303,10 +303,10 @@ class SqliteProvider(StorageProvider):
                 except StorageError as error:
                     log.warning("%s", error)
                 except Exception:
-                    log.exception("the store %r could not be looked after", namespace)
+                    log.exception("the background work on the store %r failed", namespace)
 
     async def _release(self) -> None:
-        """Close all that is open, `__node_meta` last, and give the directory back."""
+        """Close all files, NODE_META last, and give the directory back."""
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.wait([self._ticking])
@@ -319,6 +319,6 @@ class SqliteProvider(StorageProvider):
 
 
 class EncryptedSqliteProvider(SqliteProvider):
-    """Keeps each namespace in an encrypted file of its own, `<namespace>_encrypted_value.db`."""
+    """Keeps each namespace in its own encrypted file, `<namespace>_encrypted_value.db`."""
 
     encrypts: ClassVar[bool] = True
