@@ -414,7 +414,7 @@ class LosesTheLastWrite(Disk):
     async def close(self) -> None:
         for store in self._stores.values():
             if store._records and not self._closed:
-                store._take(store._records.keys()[-1])
+                store._remove(store._records.keys()[-1])
         await super().close()
 
 
@@ -462,7 +462,7 @@ class AcknowledgesBeforeItWrites(Disk):
         await super().close()
         for store in self._stores.values():
             for key in [key for key in store._records if key.startswith("k4")]:
-                store._take(key)
+                store._remove(key)
 
 
 class ForgetsExpiryAtClose(Disk):

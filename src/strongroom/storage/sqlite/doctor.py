@@ -23,7 +23,7 @@ from strongroom.keys.audit import AuditLine
 from strongroom.keys.keystore import KeyState
 from strongroom.storage.encoding import split
 from strongroom.storage.provider import NODE_META
-from strongroom.storage.records import PAGE_BYTES, PAGE_RECORDS, OnProgress, Record
+from strongroom.storage.records import OnProgress, Record
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, StoreFiles
 from strongroom.storage.sqlite.provider import SqliteProvider
@@ -261,16 +261,7 @@ class _Reading:
         total = tables.count(connection, "", now)
         count, after, more = 0, None, True
         while more:
-            page = tables.scan(
-                connection,
-                "",
-                after=after,
-                limit=PAGE_RECORDS,
-                max_bytes=PAGE_BYTES,
-                reverse=False,
-                values=True,
-                now=now,
-            )
+            page = tables.scan(connection, "", now=now, after=after)
             for record in page.records:
                 self._check_record(record)
             count += len(page.records)
@@ -299,18 +290,9 @@ class _Reading:
 
 
 def _remembered(connection: apsw.Connection, now: int) -> list[Record]:
-    known = tables.read_long(connection, SEEN, now)
-    marks = tables.scan(
-        connection,
-        MARK,
-        after=None,
-        limit=None,
-        max_bytes=None,
-        reverse=False,
-        values=True,
-        now=now,
-    )
-    return [*([known] if known else []), *marks.records]
+    seen = tables.read_long(connection, SEEN, now)
+    watermarks = tables.scan(connection, MARK, now=now, limit=None, max_bytes=None)
+    return [*([seen] if seen else []), *watermarks.records]
 
 
 def _examine_copy(files: StoreFiles, namespace: str, progress: _Bytes) -> list[Finding]:

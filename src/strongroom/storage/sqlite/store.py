@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import apsw
@@ -194,20 +193,14 @@ class SqliteStore(RecordStore):
 
         Read it quickly and to the end: until then the write-ahead log grows, and a rotation waits.
         """
-        read = functools.partial(
-            tables.scan,
-            prefix=prefix,
-            limit=PAGE_RECORDS,
-            max_bytes=PAGE_BYTES,
-            reverse=False,
-            values=True,
-            now=self._clock(),
-        )
+        now = self._clock()
         async with self.connections.fresh_connection() as connection:
             connection.execute("BEGIN")
             after = None
             while True:
-                page = await self._threads.run(read, connection, after=after)
+                page = await self._threads.run(
+                    tables.scan, connection, prefix, now=now, after=after
+                )
                 if page.records:
                     yield page.records
                     after = page.records[-1].key

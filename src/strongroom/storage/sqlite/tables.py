@@ -14,6 +14,7 @@ import msgspec
 
 from strongroom.storage.records import (
     PAGE_BYTES,
+    PAGE_RECORDS,
     TOMBSTONE_AGE,
     TOMBSTONE_COUNT,
     Changes,
@@ -138,12 +139,12 @@ def scan(
     connection: apsw.Connection,
     prefix: str,
     *,
-    after: str | None,
-    limit: int | None,
-    max_bytes: int | None,
-    reverse: bool,
-    values: bool,
     now: int,
+    after: str | None = None,
+    limit: int | None = PAGE_RECORDS,
+    max_bytes: int | None = PAGE_BYTES,
+    reverse: bool = False,
+    values: bool = True,
 ) -> Page:
     """Read one page of records, in key order."""
     where, bindings = _key_range(prefix, after, reverse=reverse)
