@@ -201,7 +201,7 @@ def remove_with_journals(path: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete unfinished files of a `write_whole` that was killed. They never had data."""
+    """Delete files that were unfinished when the node was killed. Nothing depends on them."""
     for path in directory.glob(f".*.db.*{_TEMPORARY}*"):
         with _writing(path):
             path.unlink(missing_ok=True)

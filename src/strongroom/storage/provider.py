@@ -50,6 +50,10 @@ class StorageProvider(ABC):
         self.clock = clock
         self.typed: dict[str, KeyValueStore[Any]] = {}
 
+    def __repr__(self) -> str:
+        place = self.settings.directory
+        return f"<{type(self).__name__}{f' in {place}' if place else ''}>"
+
     async def start(self) -> None:  # noqa: B027  # most providers need no start
         """Prepare what needs to be awaited. Called once, before any other method.
 

@@ -56,9 +56,6 @@ class SqliteProvider(StorageProvider):
         self._is_closed = False
         self._ticking: asyncio.Task[None] | None = None
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.files.directory}>"
-
     async def start(self) -> None:
         try:
             await self.files.acquire()
