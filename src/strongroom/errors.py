@@ -1,7 +1,7 @@
 """Every error that Strongroom raises, in one tree.
 
     StrongroomError
-    ├── NotStarted                  a node or a storage provider was used before it was started
+    ├── NotStarted                  a provider or a node was used before it was started
     ├── SettingsError               a FAME_* variable is missing or cannot be understood
     │   ├── MasterKeyMissing        the profile is encrypted and no master key was given
     │   ├── MasterKeyInvalid        the master key is too short, or its source failed
@@ -129,7 +129,7 @@ def _plain(value: Any) -> Any:
 
 
 class NotStarted(StrongroomError):
-    """A node or a storage provider was used before it was started."""
+    """A provider or a node was used before it was started."""
 
 
 # --- settings ---------------------------------------------------------------------------------

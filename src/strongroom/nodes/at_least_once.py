@@ -105,8 +105,8 @@ class AtLeastOnce(AtMostOnce):
     @classmethod
     async def open(cls, sender: Sender, provider: StorageProvider) -> Self:
         """Open the stores of both directions."""
-        outbox = await provider.get_kv_store(SentMessage, "__delivery_outbox")
-        inbox = await provider.get_kv_store(ReceivedMessage, "__delivery_inbox")
+        outbox = await provider.own_store(SentMessage, "__delivery_outbox")
+        inbox = await provider.own_store(ReceivedMessage, "__delivery_inbox")
         return cls(sender, outbox, inbox)
 
     async def start(self) -> None:

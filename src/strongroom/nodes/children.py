@@ -169,7 +169,7 @@ class Children:
         provider: StorageProvider,
     ) -> Self:
         """Open the store of routes; the listener opens at `start`."""
-        store = await provider.get_kv_store(Route, "__route_store")
+        store = await provider.own_store(Route, "__route_store")
         return cls(settings, bindings, events, store)
 
     # --- WayOut ---

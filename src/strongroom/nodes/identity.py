@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, Field
 
 from strongroom.messaging.address import check_node_id, new_id
+from strongroom.storage.provider import NODE_META
 from strongroom.version import __version__
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ class NodeStores:
     @classmethod
     async def open(cls, provider: StorageProvider, node_id: str | None) -> NodeStores:
         """Open the stores. The node's id is the one given, else the stored one, else a new one."""
-        meta = await provider.get_kv_store(NodeMeta, "__node_meta")
-        bindings = await provider.get_kv_store(Binding, "__binding_store")
+        meta = await provider.own_store(NodeMeta, NODE_META)
+        bindings = await provider.own_store(Binding, "__binding_store")
         known = await meta.get("node")
         node = NodeMeta(
             node_id=check_node_id(node_id or (known.node_id if known else new_id())),

@@ -1,4 +1,4 @@
-"""For authors of providers: a suite that says when one is right, faults to inject, a leak scan."""
+"""For authors of providers: the conformance suite, injected faults, and a scan for leaks."""
 
 from strongroom.testing.conformance import (
     CASES,
