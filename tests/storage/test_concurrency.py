@@ -1,4 +1,4 @@
-"""Any mix of operations from many tasks works, cancelled ones too, and a close leaves nothing."""
+"""Any mix of concurrent operations works, also when cancelled, and closing leaves nothing open."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_a_store_that_is_dropped_while_others_use_it_is_closed_for_them(
     await asyncio.gather(*(use(number) for number in range(8)), drop())
 
 
-async def test_a_cancelled_write_is_stored_wholly_or_not_at_all(
+async def test_a_cancelled_write_is_stored_completely_or_not_at_all(
     provider: StorageProvider, restless: None
 ) -> None:
     notes = await provider.get_kv_store(Note, "notes")
@@ -255,7 +255,7 @@ async def test_fifty_openings_leave_no_thread_and_no_descriptor(tmp_path: Path) 
     assert (threading.active_count(), descriptors()) == before
 
 
-async def test_a_child_after_a_fork_is_refused_and_its_parent_goes_on(
+async def test_a_child_after_a_fork_is_refused_and_its_parent_continues(
     provider: StorageProvider,
 ) -> None:
     notes = await provider.get_kv_store(Note, "notes")
