@@ -26,6 +26,7 @@ from strongroom.storage import KeyValueStore, StorageProvider, Write
 from strongroom.storage.provider import open_provider
 from strongroom.storage.sqlite import provider as sqlite
 from strongroom.storage.sqlite.files import StoreFiles
+from strongroom.storage.sqlite.writer import Writer
 
 KEY = "ab" * 32
 
@@ -195,6 +196,41 @@ async def test_a_read_cancelled_while_its_store_opens_keeps_others_out_until_it_
     [record] = await second
     assert record.value == b"1"
     assert steps == ["header", "opened", "opened"]
+
+
+async def test_a_file_whose_closing_was_cancelled_is_closed_before_it_opens_again(
+    provider: StorageProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await provider.open("notes")
+    await store.apply([Write("a", b"1")])
+    steps: list[str] = []
+    began = threading.Event()
+    unlock, stop = StoreFiles.unlock, Writer._stop
+
+    def stop_slowly(writer: Writer, stopped: asyncio.Future[None]) -> None:
+        began.set()
+        time.sleep(0.05)
+        try:
+            stop(writer, stopped)
+        finally:
+            steps.append("closed")
+
+    def unlock_and_note(files: StoreFiles, namespace: str) -> object:
+        steps.append("header")
+        return unlock(files, namespace)
+
+    monkeypatch.setattr(Writer, "_stop", stop_slowly)
+    monkeypatch.setattr(StoreFiles, "unlock", unlock_and_note)
+    store.connections.was_used = False
+    closing = asyncio.create_task(store.connections.close_if_idle())
+    await asyncio.to_thread(began.wait)
+    closing.cancel()
+    reading = asyncio.create_task(store.read(["a"]))
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    [record] = await reading
+    assert record.value == b"1"
+    assert steps == ["closed", "header"]
 
 
 async def test_callers_who_write_again_and_again_share_each_commit(tmp_path: Path) -> None:
