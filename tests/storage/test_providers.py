@@ -171,3 +171,15 @@ async def test_the_node_opens_its_own_namespaces_and_no_others(tmp_path: Path) -
             await provider.own_store(Note, name)
     assert await provider.namespaces() == ["__agent_x", "__node_meta"]
     await provider.close()
+
+
+async def test_providers_and_stores_show_what_they_are(tmp_path: Path) -> None:
+    memory = MemoryProvider()
+    assert repr(memory) == "<MemoryProvider>"
+    assert repr(await memory.get_kv_store(Note, "notes")) == "<KeyValueStore 'notes' of Note>"
+    provider = SqliteProvider(StorageSettings(profile="sqlite", directory=tmp_path))
+    assert repr(provider) == f"<SqliteProvider in {tmp_path}>"
+    await provider.start()
+    store = await provider.open("notes")
+    assert repr(store) == f"<SqliteStore 'notes' in {tmp_path / 'notes.db'}>"
+    await provider.close()
