@@ -27,7 +27,7 @@ async def finish(work: Awaitable[T]) -> T:
     if cancelled is None:
         return future.result()
     if not future.cancelled():
-        future.exception()  # or asyncio would log that nobody has looked at it
+        future.exception()  # otherwise asyncio logs that nobody has retrieved it
     raise cancelled
 
 

@@ -1,4 +1,4 @@
-"""Kills a node at each step of a change of keys, in a forked child, and looks at what is left.
+"""Kills a node at each step of a change of keys, in a forked child, and checks what is left.
 
 Run as `killed.py DIRECTORY data|master some|all`. A step is an fsync, a rename, a link, an unlink,
 a new file, or a task or commit of a writer. Prints how many children were killed, and in which

@@ -1,4 +1,4 @@
-"""The audit log tells what happened, and shows when somebody changed it."""
+"""The audit log records what happened, and shows if somebody changed it."""
 
 from __future__ import annotations
 

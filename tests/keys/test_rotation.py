@@ -135,7 +135,7 @@ async def test_a_rotation_leaves_no_file_open(tmp_path: Path) -> None:
         assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2  # a scanner's
 
 
-async def test_all_namespaces_rotate_the_nodes_own_too(tmp_path: Path) -> None:
+async def test_all_namespaces_rotate_including_those_of_the_node(tmp_path: Path) -> None:
     async with provider(tmp_path) as opened:
         await fill(opened, 10)
         await fill(opened, 10, "more")
@@ -150,7 +150,7 @@ async def test_all_namespaces_rotate_the_nodes_own_too(tmp_path: Path) -> None:
     assert not leak_scan(tmp_path, ["1 1 1 1 1 1"])
 
 
-async def test_a_rotation_that_failed_goes_on_where_it_stopped(
+async def test_a_rotation_that_failed_continues_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with provider(tmp_path) as opened:
@@ -200,7 +200,7 @@ async def test_a_rotation_whose_caller_leaves_lets_go_of_its_copy(tmp_path: Path
         assert await opened.namespaces() == ["__node_meta"]
 
 
-async def test_what_cannot_rotate_says_so(tmp_path: Path) -> None:
+async def test_rotating_what_cannot_rotate_is_an_error(tmp_path: Path) -> None:
     async with provider(tmp_path / "a") as opened:
         with pytest.raises(InvalidNamespace, match="nothing"):
             await opened.rotate(["nothing"])
@@ -236,7 +236,7 @@ def test_a_kill_at_any_step_of_a_rotation_loses_nothing(tmp_path: Path, what: st
     assert {"old", "new"} <= set(result["states"])
 
 
-async def test_a_copy_from_before_a_rotation_is_told_apart(tmp_path: Path) -> None:
+async def test_a_copy_from_before_a_rotation_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "notes_encrypted_value.db"
     async with provider(tmp_path) as opened:
         await fill(opened, 10)

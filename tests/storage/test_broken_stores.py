@@ -1,4 +1,4 @@
-"""The conformance suite is itself tried: stores that are wrong in one way each must fail it."""
+"""Tests of the conformance suite: stores that are wrong in one way must fail one case."""
 
 import asyncio
 import unicodedata
@@ -371,7 +371,7 @@ class LeavesWatchersWaiting(MemoryStore):
 
 
 @pytest.mark.parametrize(("name", "broken"), BROKEN, ids=[broken.__name__ for _, broken in BROKEN])
-async def test_a_store_that_is_wrong_fails_for_its_own_reason(name, broken) -> None:
+async def test_a_wrong_store_fails_exactly_its_case(name, broken) -> None:
     report = await try_one(provider_of(broken), name)
     assert [outcome.case.name for outcome in report.failed] == [name]
 
@@ -484,13 +484,13 @@ class ForgetsExpiryAtClose(Disk):
         ("records expire while the store is closed", ForgetsExpiryAtClose),
     ],
 )
-async def test_a_store_that_forgets_fails_for_its_own_reason(name, broken) -> None:
+async def test_a_store_that_forgets_fails_exactly_its_case(name, broken) -> None:
     assert (await try_one(Disk, name)).ok
     report = await try_one(broken, name)
     assert [outcome.case.name for outcome in report.failed] == [name]
 
 
-async def test_the_report_tells_features_and_cases() -> None:
+async def test_the_report_shows_features_and_cases() -> None:
     report = await try_one(provider_of(IgnoresChecks), "checks guard records that are not written")
     assert not report.ok
     assert "ATOMIC   declared\nORDERED  declared\n" in str(report)

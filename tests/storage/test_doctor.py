@@ -1,4 +1,4 @@
-"""The doctor finds every kind of trouble in a directory at rest, and leaves it as it is."""
+"""The doctor finds every kind of problem in a directory, and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No byte on disk shows what was stored, at any step of the work: files, logs and temporaries."""
+"""No file, log or temporary file on disk ever shows what was stored."""
 
 from __future__ import annotations
 

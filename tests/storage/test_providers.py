@@ -1,4 +1,4 @@
-"""A provider is chosen by name, and a wrong choice says what to do."""
+"""A provider is chosen by name, and the error for a wrong name says what to do."""
 
 import importlib.metadata
 import logging
@@ -85,7 +85,9 @@ async def test_an_entry_point_may_not_take_a_built_in_name(monkeypatch) -> None:
         ("made_up:NoProvider", "made_up:NoProvider is not a subclass"),
     ],
 )
-async def test_an_unknown_profile_tells_the_choices(monkeypatch, profile, sentence) -> None:
+async def test_the_error_for_an_unknown_profile_names_the_choices(
+    monkeypatch, profile, sentence
+) -> None:
     _install(monkeypatch, filed="made_up:Filed")
     with pytest.raises(UnknownProfile, match=sentence):
         await open_provider(StorageSettings(profile=profile))
@@ -124,7 +126,7 @@ def test_a_namespace_cannot_be_called(name: str) -> None:
     ("prefix", "end"),
     [("", None), ("a", "b"), ("a\U0010ffff", "b"), ("\U0010ffff", None), ("\ud7ff", "\ue000")],
 )
-def test_behind_a_prefix_comes(prefix: str, end: str | None) -> None:
+def test_the_first_string_after_a_prefix(prefix: str, end: str | None) -> None:
     assert prefix_end(prefix) == end
 
 
@@ -168,4 +170,16 @@ async def test_the_node_opens_its_own_namespaces_and_no_others(tmp_path: Path) -
         with pytest.raises(InvalidNamespace):
             await provider.own_store(Note, name)
     assert await provider.namespaces() == ["__agent_x", "__node_meta"]
+    await provider.close()
+
+
+async def test_providers_and_stores_show_what_they_are(tmp_path: Path) -> None:
+    memory = MemoryProvider()
+    assert repr(memory) == "<MemoryProvider>"
+    assert repr(await memory.get_kv_store(Note, "notes")) == "<KeyValueStore 'notes' of Note>"
+    provider = SqliteProvider(StorageSettings(profile="sqlite", directory=tmp_path))
+    assert repr(provider) == f"<SqliteProvider in {tmp_path}>"
+    await provider.start()
+    store = await provider.open("notes")
+    assert repr(store) == f"<SqliteStore 'notes' in {tmp_path / 'notes.db'}>"
     await provider.close()

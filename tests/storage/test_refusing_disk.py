@@ -1,4 +1,4 @@
-"""A disk that refuses gives a clear error, loses nothing, and the store works when it is sound."""
+"""When a disk refuses, the error is clear, nothing is lost, and later the store works again."""
 
 from __future__ import annotations
 
@@ -194,12 +194,12 @@ async def fill(directory: Path) -> None:
     assert (await contents(directory)).items() >= known.items()
 
 
-def test_the_systems_own_refusal_is_met_too(tmp_path: Path) -> None:
+def test_a_refusal_by_the_operating_system_is_handled_too(tmp_path: Path) -> None:
     subprocess.run([sys.executable, __file__, str(tmp_path / "data")], check=True)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-async def test_a_directory_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+async def test_a_directory_that_is_not_writable_is_reported(tmp_path: Path) -> None:
     assert await contents(tmp_path / "data") == {}
     (tmp_path / "data").chmod(0o500)
     try:

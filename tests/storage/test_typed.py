@@ -1,4 +1,4 @@
-"""What the typed store adds: models, their versions, and sentences for what goes wrong."""
+"""What the typed store adds: models, their versions, and clear errors."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -108,7 +108,7 @@ class Keystore:
     def __init__(
         self, medium: KeystoreMedium, master: MasterKey | None, contents: KeystoreContents
     ) -> None:
-        """Take over `contents`, which are saved in `medium` under `master` (None: in clear)."""
+        """Take `contents`, as saved in `medium` under `master` (None: not encrypted)."""
         self._medium = medium
         self._master = master
         self._contents = contents

@@ -151,8 +151,8 @@ class MemoryStore(RecordStore):
             return Changes([], self._revision)
         if after > self._revision or (after and max(after, since or 0) < self._forgotten):
             raise WatchExpired(
-                (f"What changed in {self._namespace!r} after revision {after} is no longer known."),
-                remedy="list what is there, and watch from now on",
+                f"The changes in {self._namespace!r} after revision {after} are no longer known.",
+                remedy="list the records, and watch from now on",
             )
         while True:
             page = self._changes_after(after, prefix, limit)

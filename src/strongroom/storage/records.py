@@ -7,6 +7,7 @@ The author of a provider implements `RecordStore` and `StorageProvider`. What us
 from __future__ import annotations
 
 import enum
+import math
 import re
 import time
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from strongroom.errors import InvalidKey, InvalidNamespace, ValueTooLarge
+from strongroom.errors import InvalidKey, InvalidNamespace, NotSupported, ValueTooLarge
 
 MAX_KEY_BYTES = 1024
 MAX_VALUE_BYTES = 64 * 1024 * 1024
@@ -46,6 +47,9 @@ def to_datetime(microseconds: int) -> datetime:
 def to_microseconds(time: datetime) -> int:
     """The inverse of `to_datetime`."""
     return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+_LAST_TIME = to_microseconds(datetime.max.replace(tzinfo=UTC))
 
 
 def system_clock() -> int:
@@ -237,6 +241,29 @@ def check_namespace(name: str, others: Iterable[str] = ()) -> None:
                 f"{name!r} differs only in case from the namespace {other!r}.",
                 remedy=f"{other!r}, or a name that differs in more than case",
             )
+
+
+def check_feature(store: RecordStore, feature: Feature, what: str) -> None:
+    """Raise NotSupported unless `store` declares `feature`, which `what` needs."""
+    if feature not in store.features:
+        declared = ", ".join(sorted(has.name for has in store.features)) or "nothing"
+        raise NotSupported(
+            f"{what} needs a store that declares {feature.name}; {type(store).__name__} declares "
+            f"{declared}."
+        )
+
+
+def expires_at(store: RecordStore, ttl: float | timedelta | None, clock: Clock) -> int | None:
+    """When a record of `store` expires that is written now; `ttl` is in seconds or a timedelta."""
+    if ttl is None:
+        return None
+    check_feature(store, Feature.TTL, "ttl=")
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if not seconds > 0:
+        raise ValueError(f"ttl is {ttl!r}; it must be more than 0 seconds.")
+    if seconds > _LAST_TIME / 1e6:
+        raise ValueError(f"ttl is {ttl!r}; pass None for a record that never expires.")
+    return min(clock() + math.ceil(seconds * 1e6), _LAST_TIME)
 
 
 def check_key(key: str) -> None:

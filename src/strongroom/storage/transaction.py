@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 from typing import Generic, Self
 
 from strongroom.errors import StoreClosed
 from strongroom.storage.encoding import Encoding, M
-from strongroom.storage.records import Record, RecordStore, Write, check_key
+from strongroom.storage.records import Clock, Record, RecordStore, Write, check_key, expires_at
 
 
 class Transaction(Generic[M]):
@@ -19,15 +18,10 @@ class Transaction(Generic[M]):
     `apply` stores the writes, provided that every record read still has its revision.
     """
 
-    def __init__(
-        self,
-        records: RecordStore,
-        encoding: Encoding[M],
-        expiry: Callable[[float | timedelta | None], int | None],
-    ) -> None:
+    def __init__(self, records: RecordStore, encoding: Encoding[M], clock: Clock) -> None:
         self._records = records
         self._encoding = encoding
-        self._expiry = expiry
+        self._clock = clock
         self._read: dict[str, Record | None] = {}
         self._writes: dict[str, Write] = {}
         self._ended = False
@@ -46,7 +40,8 @@ class Transaction(Generic[M]):
     async def set(self, key: str, value: M, *, ttl: float | timedelta | None = None) -> None:
         """Store `value` when the transaction ends."""
         self._check(key)
-        self._writes[key] = Write(key, self._encoding.encode(key, value), self._expiry(ttl))
+        expires = expires_at(self._records, ttl, self._clock)
+        self._writes[key] = Write(key, self._encoding.encode(key, value), expires)
 
     async def delete(self, key: str) -> None:
         """Delete a record when the transaction ends. It need not exist."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Generic
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from strongroom.errors import KeyExists, KeyMissing, NotSupported, RevisionConflict
+from strongroom.errors import KeyExists, KeyMissing, RevisionConflict
 from strongroom.storage.encoding import Encoding, M, Upgrade
 from strongroom.storage.records import (
     PAGE_RECORDS,
@@ -20,14 +20,13 @@ from strongroom.storage.records import (
     Record,
     RecordStore,
     Write,
+    check_feature,
     check_key,
+    expires_at,
     system_clock,
     to_datetime,
-    to_microseconds,
 )
 from strongroom.storage.transaction import Transaction
-
-_LAST_TIME = to_microseconds(datetime.max.replace(tzinfo=UTC))
 
 
 class Entry(msgspec.Struct, Generic[M], frozen=True):
@@ -131,7 +130,7 @@ class KeyValueStore(Generic[M]):
         """
         check_key(key)
         data = self._encoding.encode(key, value)
-        write = Write(key, data, self._expiry(ttl), if_revision)
+        write = Write(key, data, expires_at(self._records, ttl, self._clock), if_revision)
         [revision] = await self._records.apply((write,))
         return revision
 
@@ -257,8 +256,8 @@ class KeyValueStore(Generic[M]):
         self, values: Mapping[str, M], *, ttl: float | timedelta | None = None
     ) -> dict[str, int]:
         """Store all of `values`, or none. Returns their revisions."""
-        self._require(Feature.ATOMIC, "set_many()")
-        expires = self._expiry(ttl)
+        check_feature(self._records, Feature.ATOMIC, "set_many()")
+        expires = expires_at(self._records, ttl, self._clock)
         writes = []
         for key, value in values.items():
             check_key(key)
@@ -267,7 +266,7 @@ class KeyValueStore(Generic[M]):
 
     async def delete_many(self, keys: Iterable[str]) -> int:
         """Delete all of `keys`, or none. Returns how many records there were."""
-        self._require(Feature.ATOMIC, "delete_many()")
+        check_feature(self._records, Feature.ATOMIC, "delete_many()")
         writes = [Write(key, None) for key in dict.fromkeys(keys)]
         for write in writes:
             check_key(write.key)
@@ -284,8 +283,8 @@ class KeyValueStore(Generic[M]):
         Nothing is locked. If a record that the block has read was changed before its end, nothing
         is stored, and RevisionConflict is raised: run the block again.
         """
-        self._require(Feature.ATOMIC, "transaction()")
-        return Transaction(self._records, self._encoding, self._expiry)
+        check_feature(self._records, Feature.ATOMIC, "transaction()")
+        return Transaction(self._records, self._encoding, self._clock)
 
     async def watch(
         self, prefix: str = "", *, after: int | None = None
@@ -305,7 +304,7 @@ class KeyValueStore(Generic[M]):
         Raises:
             WatchExpired: `after` is so old that the store has forgotten deletions since then.
         """
-        self._require(Feature.WATCH, "watch()")
+        check_feature(self._records, Feature.WATCH, "watch()")
         _check_range(prefix)
         since = (await self._records.changes(None)).cursor
         after = since if after is None else after
@@ -349,7 +348,7 @@ class KeyValueStore(Generic[M]):
     ) -> AsyncGenerator[Sequence[Record], None]:
         _check_range(prefix, after)
         if after is not None or reverse:
-            self._require(Feature.ORDERED, "after= and reverse=")
+            check_feature(self._records, Feature.ORDERED, "after= and reverse=")
         left = math.inf if limit is None else limit
         while left > 0:
             size = int(min(PAGE_RECORDS, left))
@@ -371,26 +370,6 @@ class KeyValueStore(Generic[M]):
             record.updated,
             record.expires,
         )
-
-    def _expiry(self, ttl: float | timedelta | None) -> int | None:
-        """The time in microseconds at which a record with this `ttl` expires."""
-        if ttl is None:
-            return None
-        self._require(Feature.TTL, "ttl=")
-        seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
-        if not seconds > 0:
-            raise ValueError(f"ttl is {ttl!r}; it must be more than 0 seconds.")
-        if seconds > _LAST_TIME / 1e6:
-            raise ValueError(f"ttl is {ttl!r}; pass None for a record that never expires.")
-        return min(self._clock() + math.ceil(seconds * 1e6), _LAST_TIME)
-
-    def _require(self, feature: Feature, what: str) -> None:
-        if feature not in self._records.features:
-            declared = ", ".join(sorted(has.name for has in self._records.features)) or "nothing"
-            raise NotSupported(
-                f"{what} needs a store that declares {feature.name}; {self._namespace!r} is in "
-                f"{type(self._records).__name__}, which declares {declared}."
-            )
 
     def _missing(self, key: str) -> KeyMissing:
         return KeyMissing(f"{self._namespace!r} has no record {key!r}.", remedy="set() or create()")

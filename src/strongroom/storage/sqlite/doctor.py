@@ -65,7 +65,7 @@ def examine_at_rest(files: StoreFiles, on_progress: OnProgress) -> list[Finding]
         findings = [*_surroundings(files), *_strangers(files)]
         progress = _Bytes(files, on_progress)
         namespaces = sorted(files.keystore.entries, key=lambda name: (name != NODE_META, name))
-        for namespace in namespaces:  # this one says how far the others had come
+        for namespace in namespaces:  # NODE_META first, as it has the watermarks of the others
             findings += _examine_copy(files, namespace, progress)
             progress.end(namespace)
         return findings

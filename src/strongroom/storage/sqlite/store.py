@@ -251,8 +251,8 @@ def _changes(
     head = tables.head(connection)
     if after and not (head.forgotten <= max(after, since or 0) and after <= head.revision):
         raise WatchExpired(
-            f"Revision {after} is not within what the store remembers ({head.forgotten} "
-            f"to {head.revision}).",
-            remedy="list what is there, and watch from now on",
+            f"The store does not remember what changed after revision {after}. It remembers "
+            f"revisions {head.forgotten} to {head.revision}.",
+            remedy="list the records, and watch from now on",
         )
     return tables.changes(connection, after, prefix, limit, now)
