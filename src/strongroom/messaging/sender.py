@@ -31,21 +31,27 @@ class NodeEvents(Protocol):
         """A message that passed through this node was not delivered. `nack` tells its sender."""
 
 
-class WayOut(Protocol):
-    """Where a node sends what is not for itself: to its sentinel, or a sentinel to its children."""
+class WayOut:
+    """Where a node sends what is not for itself: nowhere, if it stands alone.
+
+    A node with a sentinel has an `Uplink`, and a sentinel has `Children`.
+    """
 
     def channel_to(self, envelope: Envelope) -> Channel | None:
-        """The channel that leads to the receiver; None while the link is down.
+        """The channel that leads to the receiver of a message; None while the link is down.
 
         Raises:
             NoRoute: The receiver is unknown or away.
         """
+        raise NoRoute(f"Nothing is bound to {receiver_of(envelope)}.", code=NackCode.NO_ROUTE)
 
     async def wait_for_channel(self) -> Channel:
         """The channel, once the link is up again."""
+        raise NotImplementedError
 
     def may_return(self) -> bool:
         """Whether a missing route may come back soon, so that a caller should try again."""
+        return False
 
     async def start(self) -> None:
         """Open the links."""
@@ -54,44 +60,13 @@ class WayOut(Protocol):
         """Close the links."""
 
     async def announce(self, address: Address, capabilities: list[str]) -> None:
-        """Make an address of this node known."""
+        """Make an address of this node known to others."""
 
     async def withdraw(self, address: Address) -> None:
         """Make it known that an address of this node is no longer bound."""
 
     def describe(self) -> dict[str, Any]:
         """What an operator sees of it."""
-
-
-class NoWayOut:
-    """The way out of a node that stands alone: there is none."""
-
-    def channel_to(self, envelope: Envelope) -> Channel | None:
-        """(WayOut) Every address that is not bound here is unknown."""
-        raise NoRoute(f"Nothing is bound to {receiver_of(envelope)}.", code=NackCode.NO_ROUTE)
-
-    async def wait_for_channel(self) -> Channel:
-        """(WayOut) Never needed, because `channel_to` always raises."""
-        raise NotImplementedError
-
-    def may_return(self) -> bool:
-        """(WayOut) No route comes back."""
-        return False
-
-    async def start(self) -> None:
-        """(WayOut) Nothing to open."""
-
-    async def stop(self) -> None:
-        """(WayOut) Nothing to close."""
-
-    async def announce(self, address: Address, capabilities: list[str]) -> None:
-        """(WayOut) Nobody needs to know."""
-
-    async def withdraw(self, address: Address) -> None:
-        """(WayOut) Nobody needs to know."""
-
-    def describe(self) -> dict[str, Any]:
-        """(WayOut) Nothing to see."""
         return {}
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from strongroom.admission.handshake import check_may_listen, refusal
 from strongroom.errors import CallError, FabricError, InvalidAddress, NoRoute, StreamStalled
-from strongroom.messaging.address import Address, is_address, new_id, source_id
+from strongroom.messaging.address import is_address, new_id, source_id
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.envelope import (
     AddressBind,
@@ -40,7 +40,7 @@ from strongroom.messaging.flow import Channel, Release, ends_flow
 from strongroom.messaging.link import Link, listen
 from strongroom.messaging.routes import Routes
 from strongroom.messaging.rpc import read_response
-from strongroom.messaging.sender import NodeEvents
+from strongroom.messaging.sender import NodeEvents, WayOut
 from strongroom.settings import Settings
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _ends_stream(envelope: Envelope) -> bool:
         return True
 
 
-class Children:
+class Children(WayOut):
     """The way out of a sentinel, and what routes the messages of its children."""
 
     def __init__(
@@ -172,24 +172,15 @@ class Children:
         store = await provider.own_store(Route, "__route_store")
         return cls(settings, bindings, events, store)
 
-    # --- WayOut ---
+    # --- the way out ---
 
     def channel_to(self, envelope: Envelope) -> Channel:
-        """(WayOut) The channel to the child that a message is for."""
         child = self._find(envelope)
         child.record_request(envelope)
         return child.channel
 
-    async def wait_for_channel(self) -> Channel:
-        """(WayOut) Never needed, because `channel_to` never returns None."""
-        raise NotImplementedError
-
-    def may_return(self) -> bool:
-        """(WayOut) A sentinel knows what is attached now, and does not guess."""
-        return False
-
     async def start(self) -> None:
-        """(WayOut) Load the routes, and listen.
+        """Load the routes, and listen.
 
         Raises:
             ListenFailed: The port is taken, or the host is not one of this machine.
@@ -201,7 +192,7 @@ class Children:
         log.info("%s listens on %s port %d", self._bindings.path, host, self.port)
 
     async def stop(self) -> None:
-        """(WayOut) Close the listener and all links, and finish what is being stored."""
+        """Close the listener and all links, and finish what is being stored."""
         if self._server is not None:
             self._server.close()
         links = [child.link for child in self.links]
@@ -210,14 +201,8 @@ class Children:
         await asyncio.gather(*(link.closed.wait() for link in links))
         await asyncio.gather(*self._writes, return_exceptions=True)
 
-    async def announce(self, address: Address, capabilities: list[str]) -> None:
-        """(WayOut) Nothing to do: messages for a sentinel's own addresses pass through it."""
-
-    async def withdraw(self, address: Address) -> None:
-        """(WayOut) Nothing to do."""
-
     def describe(self) -> dict[str, Any]:
-        """(WayOut) The port, and each child with its addresses."""
+        """The port, and each child with its addresses."""
         nodes = [
             {"id": child.system_id, "attached": child.is_attached, "addresses": child.addresses}
             for child in self._routes.children.values()

@@ -19,7 +19,7 @@ from strongroom.messaging.delivery import AtMostOnce
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
 from strongroom.messaging.flow import Release
 from strongroom.messaging.rpc import Handler
-from strongroom.messaging.sender import NoWayOut, Sender, WayOut, receiver_of
+from strongroom.messaging.sender import Sender, WayOut, receiver_of
 from strongroom.messaging.serving import IncomingCalls
 from strongroom.nodes.at_least_once import AtLeastOnce
 from strongroom.nodes.held import HOLD_SECONDS, HeldMessages
@@ -164,7 +164,7 @@ class Node:
     ) -> WayOut:
         """Where messages go that are not for this node. A sentinel has children instead."""
         if settings.admission_url is None:
-            return NoWayOut()
+            return WayOut()
         return Uplink(settings, bindings, self)
 
     async def stop(self) -> None:

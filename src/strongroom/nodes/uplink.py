@@ -29,7 +29,7 @@ from strongroom.messaging.envelope import (
 )
 from strongroom.messaging.flow import Channel, Release
 from strongroom.messaging.link import dial
-from strongroom.messaging.sender import NodeEvents
+from strongroom.messaging.sender import NodeEvents, WayOut
 from strongroom.settings import Settings
 
 ANSWER_SECONDS = 10.0
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 Ack = TypeVar("Ack", bound=ControlAck)
 
 
-class Uplink:
+class Uplink(WayOut):
     """The way out of a node that has a sentinel."""
 
     def __init__(self, settings: Settings, bindings: Bindings, events: NodeEvents) -> None:
@@ -64,24 +64,22 @@ class Uplink:
         self._requests: dict[str, tuple[str, asyncio.Future[ControlAck]]] = {}
         self._keeper: asyncio.Task[None] | None = None
 
-    # --- WayOut ---
+    # --- the way out ---
 
-    def channel_to(self, _envelope: Envelope) -> Channel | None:
-        """(WayOut) The channel to the sentinel, while there is one."""
+    def channel_to(self, envelope: Envelope) -> Channel | None:  # noqa: ARG002 - all go up
         return self._channel if self._up.is_set() else None
 
     async def wait_for_channel(self) -> Channel:
-        """(WayOut) The channel, once the link is up again."""
         await self._up.wait()
         assert self._channel is not None
         return self._channel
 
     def may_return(self) -> bool:
-        """(WayOut) Whether the sentinel has restarted and its children may still be rebinding."""
+        """Whether the sentinel has restarted and its children may still be rebinding."""
         return asyncio.get_running_loop().time() < self._epoch_changed + ROUTES_RETURN_SECONDS
 
     async def start(self) -> None:
-        """(WayOut) Attach, and stay attached from then on.
+        """Attach, and stay attached from then on.
 
         Raises:
             AttachFailed: FAME_SESSION_MAX_INITIAL_ATTEMPTS attempts failed (0: never raised).
@@ -103,7 +101,7 @@ class Uplink:
         self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
-        """(WayOut) Close the link."""
+        """Close the link."""
         if self._keeper is not None:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
@@ -114,7 +112,7 @@ class Uplink:
             await channel.link.closed.wait()
 
     async def announce(self, address: Address, capabilities: list[str]) -> None:
-        """(WayOut) Bind an address at the sentinel.
+        """Bind an address at the sentinel.
 
         Raises:
             AttachFailed: The sentinel refused, or did not answer in time.
@@ -127,11 +125,10 @@ class Uplink:
         await self._request(advertise, CapabilityAdvertiseAck)
 
     async def withdraw(self, address: Address) -> None:
-        """(WayOut) Unbind an address at the sentinel."""
         await self._request(AddressUnbind(address=str(address)), AddressUnbindAck)
 
     def describe(self) -> dict[str, Any]:
-        """(WayOut) The sentinel, and whether the link to it is up."""
+        """The sentinel, and whether the link to it is up."""
         return {"sentinel": self._sentinel_url, "attached": self._up.is_set()}
 
     # --- requests to the sentinel ---
