@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from strongroom.admission.handshake import Membership
-from strongroom.errors import AttachFailed, FabricError, NoRoute, SettingsError
+from strongroom.errors import AttachFailed, FabricError, NoRoute, NotStarted, SettingsError
 from strongroom.messaging.address import Address, new_id, source_id
 from strongroom.messaging.calls import Calls
 from strongroom.messaging.envelope import (
@@ -64,14 +64,21 @@ class Node:
 
     >>> async with Node() as node:
     ...     await node.bind("echo@fame.fabric", handler)
+
+    Args:
+        settings: Its settings, if not those of the environment.
+        storage: A provider that is open, if not the one that the settings name. It stays open.
     """
 
     has_routes = False
     settings: Settings
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, storage: StorageProvider | None = None
+    ) -> None:
         self._given = settings
-        self.storage: StorageProvider | None = None
+        self._given_storage = storage
+        self._storage: StorageProvider | None = None
         self.id = ""
         self.path = ""
         self._sid = ""
@@ -87,6 +94,17 @@ class Node:
 
     # --- life ---
 
+    @property
+    def storage(self) -> StorageProvider:
+        """The provider that keeps this node's data.
+
+        Raises:
+            NotStarted: The node has not been started.
+        """
+        if self._storage is None:
+            raise NotStarted("This node has no storage yet.", remedy="async with around its use")
+        return self._storage
+
     async def start(self) -> None:
         """Open the storage and join the fabric.
 
@@ -98,8 +116,10 @@ class Node:
         self.settings = self._given or Settings.from_environment()
         show_envelopes(self.settings)
         async with AsyncExitStack() as opening:
-            self.storage = await open_provider(self.settings.storage)
-            opening.push_async_callback(self.storage.close)
+            self._storage = self._given_storage
+            if self._storage is None:
+                self._storage = await open_provider(self.settings.storage)
+                opening.push_async_callback(self._storage.close)
             self._kept = await Housekeeping.open(
                 self.storage, self.settings.node_id, with_routes=self.has_routes
             )
@@ -138,7 +158,6 @@ class Node:
                 f"FAME_DELIVERY_PROFILE is {profile!r}.", remedy="at-most-once or at-least-once"
             )
         if profile == "at-least-once":
-            assert self.storage is not None
             stores = await Delivery.open_stores(self.storage)
             self._delivery = Delivery(stores, self._transmit, self._acknowledge, self._sys_address)
             opening.push_async_callback(self._delivery.stop)
