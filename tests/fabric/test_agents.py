@@ -170,6 +170,23 @@ async def test_a_remote_does_what_its_type_promises() -> None:
         assert [point async for point in await many.passed_on_untyped(2)] == [{"x": 0}, {"x": 1}]
 
 
+async def test_a_plain_operation_that_raises_is_answered() -> None:
+    class Failing(BaseAgent):
+        @operation
+        def fail(self) -> None:
+            raise ValueError("not today")
+
+        @operation(streaming=True)
+        def fail_as_stream(self) -> AsyncIterator[int]:
+            raise ValueError("no stream either")
+
+    async with serving(Failing()) as failing:
+        with pytest.raises(OperationFailed, match="not today"):
+            await failing.fail(_timeout=5)
+        with pytest.raises(OperationFailed, match="no stream either"):
+            await anext(aiter(failing.fail_as_stream(_timeout=5)))
+
+
 async def test_a_stream_is_an_async_generator() -> None:
     async with Fabric(Settings()) as node:
         await node.serve(Many(), ADDRESS)

@@ -12,6 +12,7 @@ from collections.abc import (
     Coroutine,
     Iterator,
 )
+from functools import partial
 from typing import (
     Any,
     Concatenate,
@@ -138,7 +139,6 @@ class Operation:
         self.name = name
         self.attribute = attribute
         self.streaming = streaming or inspect.isasyncgenfunction(function)
-        self._is_async = inspect.iscoroutinefunction(function)
         hints = _type_hints(function)
         self._signature = _without_self(inspect.signature(function))
         self._readers = {name: _reader(hints.get(name, Any)) for name in self._signature.parameters}
@@ -156,10 +156,8 @@ class Operation:
             InvalidArguments: They do not fit the method.
         """
         args, kwargs = self._read(params)
-        outcome = getattr(agent, self.attribute)(*args, **kwargs)
-        if self.streaming:
-            return _write_items(outcome)
-        return _write_result(outcome if self._is_async else _as_awaitable(outcome))
+        run = partial(getattr(agent, self.attribute), *args, **kwargs)
+        return _write_items(run) if self.streaming else _write_result(run)
 
     def _read(self, params: Raw) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = unpack(params)
@@ -260,15 +258,13 @@ def _enc_hook(value: Any) -> Any:
 _encode = msgspec.json.Encoder(enc_hook=_enc_hook).encode
 
 
-async def _write_result(outcome: Awaitable[Any]) -> bytes:
-    return to_json(await outcome)
+async def _write_result(run: Callable[[], Any]) -> bytes:
+    outcome = run()
+    return to_json(await outcome if inspect.isawaitable(outcome) else outcome)
 
 
-async def _as_awaitable(outcome: Any) -> Any:
-    return await outcome if inspect.isawaitable(outcome) else outcome
-
-
-async def _write_items(items: Any) -> AsyncGenerator[bytes, None]:
+async def _write_items(run: Callable[[], Any]) -> AsyncGenerator[bytes, None]:
+    items = run()
     if not isinstance(items, AsyncIterable):
         items = await items
     try:
