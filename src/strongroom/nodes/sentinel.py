@@ -125,7 +125,10 @@ def _ends_stream(envelope: Envelope) -> bool:
 class Sentinel(Fabric):
     """A node to which others attach. It listens on FAME_LISTENER_HOST and FAME_LISTENER_PORT.
 
-    >>> asyncio.run(Sentinel().aserve())
+    >>> async with Sentinel(Settings(listener_port=0)) as sentinel:
+    ...     print(f"listens on port {sentinel.port}")
+
+    `asyncio.run(Sentinel().aserve())` runs one until SIGTERM or SIGINT.
     """
 
     has_routes = True

@@ -290,6 +290,7 @@ class KeyValueStore(Generic[M]):
 
         >>> async for change in notes.watch(after=cursor):
         ...     cursor = change.revision
+        ...     break
 
         Each change is the latest state of its key; states in between may be left out. Records that
         expire are changes too. Nothing is missed by whoever goes on from the last revision seen.

@@ -24,9 +24,8 @@ async def serving(agent: A, storage: StorageProvider | None = None) -> AsyncIter
     variable is read. Within the block the agent's fabric is the current one.
 
     >>> async with serving(StorageAgent()) as storage:
-    ...     await storage.store_value("key", "value")
-    ...     (await storage.retrieve_value("key")).value
-    'value'
+    ...     stored = await storage.store_value("key", "value")
+    ...     assert await storage.retrieve_value("key") == stored
 
     Args:
         agent: The agent; its `start()` runs before the block, and its `stop()` after.
