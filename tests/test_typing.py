@@ -18,6 +18,8 @@ EXAMPLES = sorted(
     if file.name != "launch.py"  # no user writes it
 )
 
+PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
+
 Errors = dict[str, dict[int, str]]
 """For each file's name, each line with an error and the last message about it."""
 
@@ -74,6 +76,17 @@ def test_each_mistake_is_found_and_nothing_else(errors: Errors) -> None:
 def test_an_example_is_well_typed(example: Path, tmp_path: Path) -> None:
     shutil.copytree(example.parent, tmp_path / "example")
     assert mypy(tmp_path / "example", example.name) == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_programs_of_a_page_are_well_typed(page: Path, tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"^```python\n# (\w+\.py)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == 2
+    for name, text in blocks:
+        (tmp_path / name).write_text(text)
+    assert mypy(tmp_path, *(name for name, _ in blocks)) == {}
 
 
 def test_the_users_program_runs() -> None:

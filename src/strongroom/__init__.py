@@ -93,23 +93,19 @@ if TYPE_CHECKING:
 else:
     # A name is loaded when it is first used, so that a sentinel does not load what agents need.
     # Not seen by type checkers, for which a module with __getattr__ has every name.
-    _MODULES = {
-        "Agent": "agents.agent",
-        "BaseAgent": "agents.agent",
-        "BaseAgentState": "agents.state",
-        "Change": "storage.typed",
-        "Entry": "storage.typed",
-        "Fabric": "nodes.fabric",
-        "FameFabric": "nodes.fabric",
-        "KeyValueStore": "storage.typed",
-        "MemoryProvider": "storage.memory",
-        "Node": "nodes.node",
-        "RecordStore": "storage.records",
-        "Sentinel": "nodes.sentinel",
-        "StorageProvider": "storage.provider",
-        "open_provider": "storage.provider",
-        "operation": "agents.operations",
+    _NAMES = {
+        "agents.agent": ("Agent", "BaseAgent"),
+        "agents.operations": ("operation",),
+        "agents.state": ("BaseAgentState",),
+        "nodes.fabric": ("Fabric", "FameFabric"),
+        "nodes.node": ("Node",),
+        "nodes.sentinel": ("Sentinel",),
+        "storage.memory": ("MemoryProvider",),
+        "storage.provider": ("StorageProvider", "open_provider"),
+        "storage.records": ("RecordStore",),
+        "storage.typed": ("Change", "Entry", "KeyValueStore"),
     }
+    _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
     def __getattr__(name: str) -> Any:
         if name not in _MODULES:
