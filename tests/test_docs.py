@@ -84,7 +84,10 @@ async def fabric(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("page", REFERENCES, ids=id_of)
-async def test_the_code_of_a_page_runs(page: Path, fabric, tmp_path, monkeypatch) -> None:
+@pytest.mark.usefixtures("fabric")
+async def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "example"}
     for block in blocks(page):

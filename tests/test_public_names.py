@@ -75,7 +75,7 @@ def test_every_error_that_agents_md_names_is_at_hand() -> None:
 
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(AttributeError, match="Agnet"):
-        strongroom.Agnet  # noqa: B018
+        strongroom.Agnet  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError):
         exec("from strongroom import Agnet")
 

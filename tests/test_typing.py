@@ -58,7 +58,8 @@ def errors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     names = sorted(file.name for file in TYPED.glob("*.py"))
     for name in names:
         shutil.copy(TYPED / name, folder)
-    return request.param(folder, *names)
+    found: Errors = request.param(folder, *names)
+    return found
 
 
 def test_a_users_program_is_well_typed(errors: Errors) -> None:

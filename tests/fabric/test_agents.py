@@ -106,7 +106,8 @@ class Generated(BaseAgent[Any]):
 async def test_an_agent_may_have_an_init_that_does_not_call_ours() -> None:
     agents = Own(2), Own(step=3)
     assert [(agent.name, agent.address) for agent in agents] == [("own", None)] * 2
-    assert agents[0].storage_provider is None
+    none: object = agents[0].storage_provider  # which its type does not say
+    assert none is None
     async with serving(agents[0]) as two, serving(agents[1]) as three:
         assert await two.advance() == 2
         assert (await three.advance(), await three.advance()) == (3, 6)
@@ -201,6 +202,17 @@ async def test_a_stream_is_an_async_generator() -> None:
         await Many.remote(ADDRESS).stream(1).aclose()
 
 
+@pytest.fixture
+async def counter() -> AsyncIterator[Counter]:
+    async with serving(Counter()) as remote:
+        yield remote
+
+
+async def test_serving_works_in_a_fixture(counter: Counter) -> None:
+    assert await counter.increase() == 1
+    assert await Fabric.current().storage.namespaces()
+
+
 async def test_serving_reads_no_variable_and_leaves_a_given_provider_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -217,7 +229,7 @@ async def test_serving_reads_no_variable_and_leaves_a_given_provider_open(
 
 def test_keywords_of_other_runtimes_are_refused_by_name() -> None:
     with pytest.raises(TypeError, match="root_config"):
-        Probe().aserve(ADDRESS, root_config={})  # type: ignore[call-arg]
+        Probe().aserve(ADDRESS, root_config={})  # type: ignore[call-arg, unused-coroutine]
 
 
 @pytest.mark.parametrize(
