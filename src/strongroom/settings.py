@@ -23,10 +23,16 @@ class Variable(NamedTuple):
 
     name: str
     about: str
-    default: Any
-    parse: Callable[[str], Any]
-    choices: tuple[str, ...]
-    is_secret: bool
+    default: Any = None
+    parse: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+    is_secret: bool = False
+
+
+def _variable(*description: Any, **options: Any) -> Any:
+    variable = Variable(*description, **options)
+    metadata = {"variable": variable}
+    return field(default=variable.default, repr=not variable.is_secret, metadata=metadata)
 
 
 def _flag(text: str) -> bool:
@@ -45,42 +51,8 @@ def _whole_number(text: str) -> int:
         raise ValueError("a whole number") from None
 
 
-def _variable(
-    name: str,
-    about: str,
-    default: Any = None,
-    *,
-    parse: Callable[[str], Any] = str,
-    choices: tuple[str, ...] = (),
-    is_secret: bool = False,
-) -> Any:
-    variable = Variable(name, about, default, parse, choices, is_secret)
-    return field(default=default, repr=not is_secret, metadata={"variable": variable})
-
-
-class _Checked:
-    """Settings that refuse values which no variable could have given."""
-
-    def __post_init__(self) -> None:
-        for setting, variable in _variables_of(type(self)):
-            value = getattr(self, setting)
-            if variable.choices and value not in variable.choices:
-                raise _invalid(variable, value, ", ".join(variable.choices))
-            if isinstance(value, int) and value < 0:
-                raise _invalid(variable, value, "a number that is not negative")
-
-    @classmethod
-    def _read(cls, environ: Mapping[str, str], **others: Any) -> Self:
-        values = {
-            setting: _parsed(variable, text)
-            for setting, variable in _variables_of(cls)
-            if (text := environ.get(variable.name))  # empty is unset, as in ${NAME:-default}
-        }
-        return cls(**values, **others)
-
-
 @dataclass(frozen=True, kw_only=True)
-class StorageSettings(_Checked):
+class StorageSettings:
     """Where and how a node keeps its data; what a storage provider is made from.
 
     >>> StorageSettings(profile="sqlite", directory=Path("data")).directory
@@ -118,6 +90,9 @@ class StorageSettings(_Checked):
         is_secret=True,
     )
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     @property
     def has_master_key(self) -> bool:
         """Whether any source of a master key is named."""
@@ -125,7 +100,7 @@ class StorageSettings(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_Checked):
+class Settings:
     """All settings of a node. Those that are not given have their defaults.
 
     >>> Settings.from_environment({"FAME_LISTENER_PORT": "9000"}).listener_port
@@ -185,6 +160,9 @@ class Settings(_Checked):
         choices=("debug", "info", "warning", "error", "critical"),
     )
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
         """Read the variables of `environ` (default: this process's environment).
@@ -193,7 +171,8 @@ class Settings(_Checked):
             SettingsError: A value cannot be understood; the message names its variable.
         """
         source = os.environ if environ is None else environ
-        return cls._read(source, storage=StorageSettings._read(source))  # noqa: SLF001  # our base
+        storage = StorageSettings(**_values(StorageSettings, source))
+        return cls(storage=storage, **_values(cls, source))
 
 
 @contextmanager
@@ -222,6 +201,24 @@ def variables() -> list[Variable]:
 def _variables_of(cls: type[Any]) -> list[tuple[str, Variable]]:
     settings: tuple[Field[Any], ...] = fields(cls)
     return [(each.name, each.metadata["variable"]) for each in settings if each.metadata]
+
+
+def _values(cls: type[Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        setting: _parsed(variable, text)
+        for setting, variable in _variables_of(cls)
+        if (text := environ.get(variable.name))  # empty is unset, as in ${NAME:-default}
+    }
+
+
+def _check(settings: StorageSettings | Settings) -> None:
+    """Refuse values that no variable could have given."""
+    for setting, variable in _variables_of(type(settings)):
+        value = getattr(settings, setting)
+        if variable.choices and value not in variable.choices:
+            raise _invalid(variable, value, ", ".join(variable.choices))
+        if isinstance(value, int) and value < 0:
+            raise _invalid(variable, value, "a number that is not negative")
 
 
 def _parsed(variable: Variable, text: str) -> Any:
