@@ -86,6 +86,7 @@ class Own(BaseAgent[Tally]):
 
     def __init__(self, step: int) -> None:
         self.step = step
+        self._name = self._place = self._node = self._state = "names that a user may take"
 
     @operation
     async def advance(self) -> int:

@@ -23,6 +23,17 @@ class Calculator(BaseAgent):
             yield number
 
 
+class Named(BaseAgent):
+    def __init__(self, greeting: str) -> None:
+        super().__init__()
+        self.greeting = greeting
+
+
+Calculator("name", 2)  # error: one argument too many
+Calculator(nmae="name")  # error: no such parameter
+Named(1)  # error: not a str
+
+
 async def main(node: Node) -> None:
     remote = Calculator.remote_by_address("calculator@fame.fabric")
     await remote.add("one")  # error: not an int

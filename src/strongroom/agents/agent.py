@@ -87,7 +87,7 @@ class Agent:
 
 
 class _Place(Generic[S]):
-    """Where an agent lives: its node and address while it is served, and its state there."""
+    """Where an agent is served: its name, its node and address, and its state there."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -111,7 +111,7 @@ class BaseAgent(Agent, Generic[S]):
     """
 
     STATE_MODEL: ClassVar[type[BaseAgentState] | None] = None
-    _place: _Place[S]
+    __place: _Place[S]  # so named that no attribute of a subclass takes its place
 
     if TYPE_CHECKING:  # the same methods as Agent's: only the type is narrower
 
@@ -132,26 +132,26 @@ class BaseAgent(Agent, Generic[S]):
     def __new__(cls, *_: Any, **__: Any) -> Self:
         # Not in __init__, which a subclass may define without calling this one's.
         agent = super().__new__(cls)
-        agent._place = _Place()
+        agent.__place = _Place()
         return agent
 
     def __init__(self, name: str | None = None) -> None:
-        self._place.name = name
+        self.__place.name = name
 
     def __repr__(self) -> str:
-        where = f"at {self.address}" if self._place.node else "not served"
+        where = f"at {self.address}" if self.__place.node else "not served"
         return f"<{type(self).__name__} {self.name!r}, {where}>"
 
     @property
     def name(self) -> str:
         """The agent's name: the one given, or its class's in lower case with underscores."""
-        given = self._place.name
+        given = self.__place.name
         return given or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
     def address(self) -> str | None:
         """The address at which the agent is or was served last; None before."""
-        return self._place.address
+        return self.__place.address
 
     @property
     def capabilities(self) -> Sequence[str]:
@@ -161,7 +161,7 @@ class BaseAgent(Agent, Generic[S]):
     @property
     def storage_provider(self) -> StorageProvider:
         """The node's storage, from `start()` on; None, whatever its type says, before and after."""
-        node = self._place.node
+        node = self.__place.node
         return cast("StorageProvider", node.storage if node is not None else None)
 
     async def start(self) -> None:
@@ -196,7 +196,7 @@ class BaseAgent(Agent, Generic[S]):
         await self._holder().clear()
 
     def _holder(self) -> StateHolder[S]:
-        place = self._place
+        place = self.__place
         if place.state is None:
             model = state_model(type(self))
             if model is None:
@@ -236,8 +236,8 @@ class BaseAgent(Agent, Generic[S]):
 
     async def begin(self, node: Node, address: str) -> None:
         """(Resident) Take the node, and start."""
-        self._place.node = node
-        self._place.address = address
+        self.__place.node = node
+        self.__place.address = address
         await self.start()
 
     async def end(self) -> None:
@@ -245,8 +245,8 @@ class BaseAgent(Agent, Generic[S]):
         try:
             await self.stop()
         finally:
-            self._place.node = None
-            self._place.state = None
+            self.__place.node = None
+            self.__place.state = None
 
     def invoke(self, method: str, params: Raw) -> Awaitable[bytes] | AsyncGenerator[bytes, None]:
         """(Handler) Begin an operation."""
