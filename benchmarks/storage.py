@@ -68,10 +68,10 @@ async def opens_per_second(name: str, directory: Path) -> float:
     store = peer.provider._stores["items"]  # type: ignore[attr-defined]  # noqa: SLF001
     times = []
     for _ in range(20):
-        store.used = False
-        await store.rest()
+        store.connections.was_used = False
+        await store.connections.close_if_idle()
         began = time.perf_counter()
-        await store.open()
+        await store.connections.open()
         times.append(time.perf_counter() - began)
     await peer.close()
     return 1 / statistics.median(times)

@@ -168,6 +168,7 @@ async def test_an_example_runs_and_shows_what_it_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
+    Path("notes.db").touch()
     monkeypatch.setattr(sys, "displayhook", sys.__displayhook__)
     async with stage(module, monkeypatch) as names:
         for example in found:

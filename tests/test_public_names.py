@@ -87,5 +87,10 @@ def test_importing_strongroom_loads_no_more_than_it_needs() -> None:
     )
     loaded = done.stdout.split()
     ours = [name for name in loaded if name.startswith("strongroom")]
-    assert ours == ["strongroom", "strongroom.errors", "strongroom.settings"]
+    assert ours == [
+        "strongroom",
+        "strongroom.errors",
+        "strongroom.settings",
+        "strongroom.version",
+    ]
     assert not {"pydantic", "msgspec", "picows", "apsw", "cryptography", "asyncio"} & set(loaded)

@@ -26,8 +26,7 @@ from strongroom.errors import (
     UnknownOperation,
 )
 from strongroom.settings import Settings, StorageSettings
-
-__version__ = "0.1.0"
+from strongroom.version import __version__
 
 __all__ = [
     "Agent",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 from strongroom.errors import SettingsError
 
 ATTACH_PATH = "/fame/v1/attach/ws/downstream"
+HEALTH_PATH = "/fame/v1/attach/health"
 DEFAULT_PORT = 8000
 
 

@@ -181,7 +181,7 @@ async def test_a_changed_byte_in_header_or_first_page_is_damage(
 
 
 async def test_a_format_of_the_future_is_told_apart(data: Path) -> None:
-    from strongroom.disk.header import Header
+    from strongroom.keys.derive import Header
 
     path = data / NOTES
     first = path.read_bytes()

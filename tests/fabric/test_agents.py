@@ -124,7 +124,7 @@ async def test_agents_and_remotes_say_what_they_are() -> None:
         assert repr(agent) == f"<Counter 'counter', at {ADDRESS}>"
         assert repr(Counter.remote(ADDRESS)) == f"<remote Counter: {ADDRESS}>"
         able = Agent.remote_by_capabilities(["a", "b"])
-        assert repr(able) == "<remote Agent: Anyone who can a, b>"
+        assert repr(able) == "<remote Agent: Any agent with a, b>"
     assert repr(agent) == "<Counter 'counter', not served>"
 
 

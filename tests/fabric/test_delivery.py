@@ -40,10 +40,9 @@ async def test_calls_and_their_failures_are_as_ever() -> None:
                 await Agent.remote_by_address("nobody@fame.fabric").echo()
             with pytest.raises(CallTimeout):
                 await remote.hang(_timeout=0.1)
-            assert client._delivery is not None
-            assert not client._delivery._unsettled
-            await eventually(lambda: not client._delivery._work)
-            assert client.storage is not None
+            delivery = client._running.delivery
+            assert not delivery._unsettled
+            await eventually(lambda: not delivery._tasks)
             assert await (await client.storage.open("__delivery_outbox")).count() == 0
 
 
@@ -91,7 +90,7 @@ async def test_a_message_for_an_agent_that_is_away_arrives_when_it_returns() -> 
         async with fabric(hub, node_id="agent", **AT_LEAST_ONCE) as node:
             await node.serve(agent, ADDRESS)
             await eventually(lambda: agent.messages == ["hello"])
-            await eventually(lambda: client._delivery and not client._delivery._unsettled)
+            await eventually(lambda: not client._running.delivery._unsettled)
 
 
 async def test_what_was_sent_before_a_restart_is_sent_after_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from strongroom.errors import WrongMasterKey
-from strongroom.keys.keystore import State
+from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.records import Write
@@ -96,7 +96,7 @@ async def look(directory: Path, what: str, newest: int) -> str:
     if what == "data":
         entries = provider.files.keystore.entries.values()
         rotated = {retired.namespace for retired in provider.files.keystore.retired}
-        if any(entry.state is State.ROTATING for entry in entries):
+        if any(entry.state is KeyState.ROTATING for entry in entries):
             state = f"rotating after {len(rotated)}"
         elif rotated:
             state = "new"

@@ -22,7 +22,7 @@ from strongroom.errors import (
     StoreUnavailable,
     WrongMasterKey,
 )
-from strongroom.keys.keystore import State
+from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey, new_master_key
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import open_provider
@@ -116,7 +116,7 @@ async def test_a_data_key_changes_while_others_write_and_read(tmp_path: Path) ->
         assert seen[-1][1] == seen[-1][2] > 1000
         assert len(await keys(opened)) == 4000 + written + 1
         entry = opened.files.keystore.entries["notes"]
-        assert entry.state is State.LIVE
+        assert entry.state is KeyState.LIVE
         assert entry.key.id != old.id
         assert [retired.key.id for retired in opened.files.keystore.retired] == [old.id]
     async with provider(tmp_path) as opened:
@@ -259,9 +259,23 @@ async def test_a_store_whose_writer_broke_opens_again_while_it_is_scanned(tmp_pa
         for number in range(3):
             scans = [asyncio.create_task(store.scan(limit=None, max_bytes=None)) for _ in range(6)]
             with pytest.raises(StoreUnavailable):
-                await store.on_writer(fail)
+                await store.connections.run_on_writer(fail)
             await store.apply([Write(f"new {number}", b"new")])
             for page in await asyncio.gather(*scans):
                 assert len(page.records) >= 1000
         await opened.rotate(["notes"])
         assert await store.count() == 1003
+
+
+async def test_a_namespace_whose_drop_was_cut_short_by_a_kill_can_be_used_again(
+    tmp_path: Path,
+) -> None:
+    async with provider(tmp_path) as opened:
+        await fill(opened, 10)
+    async with provider(tmp_path) as opened:
+        await opened.files.keystore.drop("notes", opened.clock())  # the kill comes after this
+    for _ in range(2):
+        async with provider(tmp_path) as opened:
+            await fill(opened, 3)
+            assert len(await keys(opened)) == 3
+            await opened._stores.pop("notes").close()  # and no watermark is noted

@@ -17,6 +17,7 @@ from strongroom.storage import open_provider, system_clock
 from strongroom.storage.sqlite.doctor import Finding, examine_at_rest, examine_running
 from strongroom.storage.sqlite.files import StoreFiles
 from strongroom.storage.sqlite.provider import SqliteProvider
+from strongroom.threads import Threads
 
 KEY = new_master_key()
 NOTES = "notes_encrypted_value.db"
@@ -49,7 +50,7 @@ def examine(directory: Path) -> list[Finding]:
     settings = StorageSettings(profile="encrypted-sqlite", directory=directory, master_key=KEY)
     told: list[tuple[str, int, int]] = []
     before = fingerprint(directory)
-    files = StoreFiles(settings, system_clock, encrypts=True)
+    files = StoreFiles(settings, system_clock, Threads(1), encrypts=True)
     findings = examine_at_rest(files, lambda *now: told.append(now))
     assert fingerprint(directory) == before
     assert told[-1][1] == told[-1][2] > 0

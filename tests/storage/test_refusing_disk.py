@@ -64,8 +64,8 @@ async def work(directory: Path, known: dict[str, str], unknown: dict[str, str]) 
             for number in range(3):
                 await put(notes, f"{part}-{number}", f"{part} " * 900, known, unknown)
             store = await provider.open("notes")
-            store.used = False
-            await store.rest()
+            store.connections.was_used = False
+            await store.connections.close_if_idle()
             await put(notes, "same", part, known, unknown)
         finally:
             await provider.close()
@@ -163,13 +163,13 @@ async def test_after_a_failed_sync_the_connection_is_not_used_again(tmp_path: Pa
         provider = await provider_of(tmp_path / "data")
         notes = await provider.get_kv_store(Note, "notes")
         await notes.set("a", Note(text="before"))
-        writer = await (await provider.open("notes")).open()
+        writer = await (await provider.open("notes")).connections.open()
         Refusal(disk, kind="sync", at=0, code=errno.EIO)
         with pytest.raises(StoreUnavailable, match="Try:"):
             await notes.set("b", Note(text="refused"))
         assert writer.broken
         await notes.set("c", Note(text="after"))
-        assert await (await provider.open("notes")).open() is not writer
+        assert await (await provider.open("notes")).connections.open() is not writer
         await provider.close()
     found = await contents(tmp_path / "data")
     assert (found["a"], found["c"]) == ("before", "after")
@@ -221,7 +221,7 @@ async def test_a_broken_connection_stays_broken_for_all_that_waits(
     settings = StorageSettings(profile="sqlite", directory=tmp_path)
     provider = await open_provider(settings)
     store = await provider.open("notes")
-    writer = await store.open()
+    writer = await store.connections.open()
     written = writer._write
     refusals = iter([apsw.IOError("the sync failed")])
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from strongroom.errors import AttachRefused, SettingsError
 from strongroom.messaging.address import new_id
-from strongroom.messaging.envelope import Envelope, NodeAttach, NodeAttachAck
+from strongroom.messaging.envelope import NodeAttach, NodeAttachAck
 from strongroom.settings import Settings
 
 
@@ -53,12 +53,6 @@ def refusal(
     if request.system_id == own_id:
         return "The id is the sentinel's own"
     return None
-
-
-def answer(request: Envelope, frame: NodeAttachAck) -> Envelope:
-    """The envelope that answers an attach."""
-    frame.ref_id = request.id
-    return Envelope(trace_id=request.trace_id, corr_id=request.corr_id, frame=frame)
 
 
 def check_may_listen(settings: Settings) -> None:

@@ -16,7 +16,7 @@ from strongroom.agents.remote import Remote
 from strongroom.agents.state import BaseAgentState, S, StateHolder, state_model
 from strongroom.errors import NotStarted, StrongroomError, UnknownOperation
 from strongroom.messaging.address import Address
-from strongroom.messaging.calls import TIMEOUT
+from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.node import Node
@@ -37,7 +37,7 @@ class Agent:
         *,
         capabilities: Sequence[str] | None = None,
         fabric: Fabric | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> Self:
         """An agent elsewhere, typed as this class: its operations return what they return there.
 
@@ -63,7 +63,7 @@ class Agent:
 
     @classmethod
     def remote_by_address(
-        cls, address: str, *, fabric: Fabric | None = None, timeout: float = TIMEOUT
+        cls, address: str, *, fabric: Fabric | None = None, timeout: float = TIMEOUT_SECONDS
     ) -> Any:
         """The agent at `address`, typed as the class on which you call this.
 
@@ -76,7 +76,11 @@ class Agent:
 
     @classmethod
     def remote_by_capabilities(
-        cls, capabilities: Sequence[str], *, fabric: Fabric | None = None, timeout: float = TIMEOUT
+        cls,
+        capabilities: Sequence[str],
+        *,
+        fabric: Fabric | None = None,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> Any:
         """Any agent that has all of `capabilities`.
 
@@ -117,7 +121,7 @@ class BaseAgent(Agent, Generic[S]):
 
         @classmethod
         def remote_by_address(
-            cls, address: str, *, fabric: Fabric | None = None, timeout: float = TIMEOUT
+            cls, address: str, *, fabric: Fabric | None = None, timeout: float = TIMEOUT_SECONDS
         ) -> Self: ...
 
         @classmethod
@@ -126,7 +130,7 @@ class BaseAgent(Agent, Generic[S]):
             capabilities: Sequence[str],
             *,
             fabric: Fabric | None = None,
-            timeout: float = TIMEOUT,
+            timeout: float = TIMEOUT_SECONDS,
         ) -> Self: ...
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
@@ -221,7 +225,7 @@ class BaseAgent(Agent, Generic[S]):
 
         A StrongroomError ends the process with one line and the error's exit status.
         """
-        await run_until_stopped(lambda: self._served_at(address), log_level)
+        await run_until_stopped(self._served_at(address), log_level)
 
     def serve(self, address: str, *, log_level: str | int | None = None) -> None:
         """Run an event loop, uvloop's if that is installed, and serve this agent in it."""

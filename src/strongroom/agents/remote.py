@@ -11,7 +11,7 @@ from msgspec import Raw
 from pydantic import TypeAdapter
 
 from strongroom.agents.operations import Operation, operations_of, pack
-from strongroom.messaging.calls import TIMEOUT
+from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 
@@ -42,7 +42,7 @@ class Remote:
         cls: type[Any],
         *,
         fabric: Fabric | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> None:
         operations = operations_of(cls)
         by_attribute = {operation.attribute: operation for operation in operations.values()}

@@ -58,7 +58,7 @@ class StateHolder(Generic[S]):
 
     async def _open(self) -> KeyValueStore[S]:
         if self._store is None:
-            self._store = await self._provider.get_kv_store(self._model, self._namespace)
+            self._store = await self._provider.own_store(self._model, self._namespace)
         return self._store
 
 

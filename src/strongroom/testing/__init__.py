@@ -1,7 +1,4 @@
-"""For authors of agents: `serving`. For authors of providers: a conformance suite, and faults.
-
-The leak scan is for both.
-"""
+"""For authors of agents: `serving`. For authors of providers: a conformance suite and faults."""
 
 from strongroom.testing.conformance import (
     CASES,

@@ -22,6 +22,8 @@ from unittest import mock
 
 import apsw
 
+from strongroom.disk.directory import JOURNAL_SUFFIX, LOG_SUFFIX, SHARED_MEMORY_SUFFIX
+
 SECTOR = 512
 _VFS = "strongroom-recorded"
 _ENCRYPTING = f"multipleciphers-{_VFS}"  # SQLite3 Multiple Ciphers offers it by itself
@@ -105,7 +107,7 @@ class Disk:
         path = Path(path)
         if path == self._directory:
             return ""
-        inside = path.parent == self._directory and not path.name.endswith("-shm")
+        inside = path.parent == self._directory and not path.name.endswith(SHARED_MEMORY_SUFFIX)
         return path.name if inside else None
 
     @contextlib.contextmanager
@@ -160,7 +162,7 @@ class _RecordedFile(apsw.VFSFile):
         self._disk = disk
         self._inside = inside
         # Of a log that it makes, SQLite's VFS syncs the name with the first sync of the file.
-        self._syncs_name = inside.endswith(("-wal", "-journal"))
+        self._syncs_name = inside.endswith((LOG_SUFFIX, JOURNAL_SUFFIX))
         super().__init__("unix", name, flags)
 
     def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
@@ -332,5 +334,5 @@ def _read_all(directory: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes()
         for path in directory.iterdir()
-        if path.is_file() and not path.name.endswith("-shm")
+        if path.is_file() and not path.name.endswith(SHARED_MEMORY_SUFFIX)
     }
