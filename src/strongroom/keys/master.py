@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import os
 import re
 import secrets
 import shlex
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from strongroom.errors import MasterKeyInvalid, MasterKeyMissing
 from strongroom.keys.derive import PASSPHRASE, RANDOM_KEY, salt
-from strongroom.settings import StorageSettings
+from strongroom.settings import SECRETS, StorageSettings
 
 MIN_PASSPHRASE = 12
 COMMAND_SECONDS = 30
@@ -147,6 +148,7 @@ def _from_command(command: str) -> str:
             text=True,
             timeout=COMMAND_SECONDS,
             check=True,
+            env={name: text for name, text in os.environ.items() if name not in SECRETS},
         )
     except (OSError, ValueError) as error:
         raise MasterKeyInvalid(f"the command cannot be run: {error}") from error

@@ -24,6 +24,7 @@ class Routes:
 
     >>> routes = Routes("/hub")
     >>> routes.bind("agent-1", "storage@fame.fabric")
+    >>> routes.child("agent-1").is_attached = True
     >>> routes.find("storage@fame.fabric", None, "message-1")
     'agent-1'
     """

@@ -60,10 +60,17 @@ class Node:
 
     >>> async with Node() as node:
     ...     await node.bind("echo@fame.fabric", handler)
+
+    Args:
+        settings: Its settings, if not those of the environment.
+        storage: An open provider, if not that of the settings. The node does not close it.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, storage: StorageProvider | None = None
+    ) -> None:
         self._settings = settings
+        self._given_storage = storage
         self._residents: list[Resident] = []
         self._exit_stack = AsyncExitStack()
         self._started: _Running | None = None
@@ -138,8 +145,10 @@ class Node:
             self._exit_stack = opening.pop_all()
 
     async def _open(self, settings: Settings, opening: AsyncExitStack) -> _Running:
-        storage = await open_provider(settings.storage)
-        opening.push_async_callback(storage.close)
+        storage = self._given_storage
+        if storage is None:
+            storage = await open_provider(settings.storage)
+            opening.push_async_callback(storage.close)
         stores = await NodeStores.open(storage, settings.node_id)
         opening.push_async_callback(stores.record_clean_stop)
         bindings = Bindings(stores.node.node_id)

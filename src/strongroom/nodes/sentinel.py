@@ -15,7 +15,10 @@ from strongroom.storage.provider import StorageProvider
 class Sentinel(Fabric):
     """A node to which others attach. It listens on FAME_LISTENER_HOST and FAME_LISTENER_PORT.
 
-    >>> asyncio.run(Sentinel().aserve())
+    >>> async with Sentinel(Settings(listener_port=0)) as sentinel:
+    ...     print(f"listens on port {sentinel.port}")
+
+    `asyncio.run(Sentinel().aserve())` runs one until SIGTERM or SIGINT.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:

@@ -293,6 +293,7 @@ class KeyValueStore(Generic[M]):
 
         >>> async for change in notes.watch(after=cursor):
         ...     cursor = change.revision
+        ...     break
 
         Each change is the latest state of its key; states in between may be left out. A record that
         expires is a change too. If you continue from the last revision seen, you miss nothing.

@@ -20,7 +20,8 @@ class FaultyStore(RecordStore):
     >>> notes = KeyValueStore(store, Note, "notes")
     >>> store.reject("apply")
     >>> await notes.set("a", Note(text="x"))
-    StoreUnavailable: ...
+    Traceback (most recent call last):
+    strongroom.errors.StoreUnavailable: apply() was made to fail.
     """
 
     def __init__(self, store: RecordStore) -> None:
