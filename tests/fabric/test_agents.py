@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from fabrics import ADDRESS, Probe
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
@@ -12,6 +11,7 @@ from msgspec import Raw
 from strongroom import Agent, BaseAgent, BaseAgentState, Fabric, Settings, operation
 from strongroom.agents.operations import pack, unpack
 from strongroom.errors import InvalidArguments, OperationFailed, StrongroomError
+from support.fabrics import ADDRESS, Probe
 
 
 class Tally(BaseAgentState):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabrics import sentinel
 from websockets.asyncio.client import ClientConnection, connect
 
 from strongroom.messaging.envelope import CreditUpdate, decode
+from support.fabrics import sentinel
 
 CAPTURES = sorted((Path(__file__).parent.parent / "data/captures").glob("*.jsonl"))
 PER_LINK = ("seqId", "flowFlags", "flowId")

@@ -6,14 +6,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from fabrics import ADDRESS, Probe, eventually, fabric, sentinel
-from processes import Program, attach_url, free_port, running
-from proxy import proxied
-from test_limits import raw_child, say
 
 from strongroom import Agent, Fabric, Settings, operation
 from strongroom.errors import CallTimeout, NoRoute, OperationFailed, SettingsError
 from strongroom.settings import StorageSettings
+from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel
+from support.peer import raw_child, say
+from support.processes import Program, attach_url, free_port, running
+from support.proxy import proxied
 
 AT_LEAST_ONCE = {"delivery_profile": "at-least-once"}
 

@@ -8,9 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from fabrics import ADDRESS, Probe, eventually, fabric, sentinel
-from processes import Program, attach_url, free_port, running
-from proxy import proxied
 
 from strongroom import Agent, Fabric, Settings
 from strongroom.errors import CallError, CallInterrupted, CallTimeout, FabricError, NoRoute
@@ -19,6 +16,9 @@ from strongroom.messaging.rpc import Target
 from strongroom.nodes import uplink
 from strongroom.nodes.sentinel import Sentinel
 from strongroom.settings import StorageSettings
+from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel
+from support.processes import Program, attach_url, free_port, running
+from support.proxy import proxied
 
 
 async def answer_again(remote: Probe, within: float = 2.0) -> float:

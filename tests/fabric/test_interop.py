@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Program, attach_url, environment, free_port, running
 
 from strongroom import Agent, Fabric, Settings
 from strongroom.errors import CallError, CallInterrupted, FabricError, NoRoute, OperationFailed
+from support.processes import Program, attach_url, environment, free_port, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

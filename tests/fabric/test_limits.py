@@ -5,48 +5,18 @@ import contextlib
 import gc
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from fabrics import ADDRESS, Probe, eventually, fabric, sentinel, trio_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from strongroom import Agent, Fabric
 from strongroom.errors import CallInterrupted, StreamStalled
 from strongroom.messaging import calls, flow
-from strongroom.nodes.sentinel import Sentinel
-
-PATH = "/fame/v1/attach/ws/downstream/"
-
-
-@asynccontextmanager
-async def raw_child(
-    hub: Sentinel, name: str = "raw", *, attach: bool = True
-) -> AsyncIterator[ClientConnection]:
-    """A peer that says what the test wants."""
-    async with connect(f"ws://127.0.0.1:{hub.port}{PATH}{name}", close_timeout=1) as link:
-        if attach:
-            await say(link, "1", {"type": "NodeAttach", "systemId": name}, corrId="c")
-            assert json.loads(await link.recv())["frame"]["ok"]
-        yield link
-
-
-async def say(link: ClientConnection, id_: str, frame: dict[str, Any], **fields: Any) -> None:
-    await link.send(json.dumps({"id": id_, **fields, "frame": frame}).encode())
-
-
-async def close_code(link: ClientConnection) -> tuple[int | None, str | None]:
-    with contextlib.suppress(ConnectionClosed):
-        async with asyncio.timeout(5):
-            while True:
-                await link.recv()
-    return link.close_code, link.close_reason
-
+from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel, sentinel_agent_and_client
+from support.peer import close_code, raw_child, say
 
 HOSTILE = {
     "not JSON": b"{",
@@ -59,7 +29,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
 async def test_a_malformed_message_closes_its_link_with_a_reason(data: bytes) -> None:
-    async with trio_of(Probe()) as hub:
+    async with sentinel_agent_and_client(Probe()) as hub:
         async with raw_child(hub) as link:
             await link.send(data)
             code, reason = await close_code(link)
@@ -70,7 +40,7 @@ async def test_a_malformed_message_closes_its_link_with_a_reason(data: bytes) ->
 
 
 async def test_a_message_over_the_limit_closes_its_link_with_a_reason() -> None:
-    async with trio_of(Probe()) as hub:
+    async with sentinel_agent_and_client(Probe()) as hub:
         for parts in (b"x" * 300_000, [b"x" * 100_000] * 3, [b"x"] * 5000):
             async with raw_child(hub) as link:
                 await link.send(parts)
@@ -186,7 +156,7 @@ async def test_a_flood_of_flows_closes_its_link(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_thousands_of_streams_leave_nothing_behind() -> None:
-    async with trio_of(Probe()) as hub:
+    async with sentinel_agent_and_client(Probe()) as hub:
         remote = Agent.remote_by_address(ADDRESS)
 
         async def read_one(number: int) -> None:
@@ -261,7 +231,7 @@ MESSAGE = st.builds(
 @given(st.lists(MESSAGE | st.binary(max_size=50), max_size=10))
 def test_no_sequence_of_frames_harms_anyone_else(messages: list[bytes]) -> None:
     async def attempt() -> None:
-        async with trio_of(Probe()) as hub, raw_child(hub) as link:
+        async with sentinel_agent_and_client(Probe()) as hub, raw_child(hub) as link:
             with contextlib.suppress(ConnectionClosed):
                 for message in messages:
                     await link.send(message)

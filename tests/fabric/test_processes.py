@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import Program, attach_url, free_port, running
 
 from strongroom import Agent, Fabric, Settings
 from strongroom.errors import CallInterrupted, NoRoute
+from support.processes import Program, attach_url, free_port, running
 
 
 async def test_they_run_and_stop_at_sigterm_with_status_0(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ def fabric(hub: Sentinel, **settings: Any) -> Fabric:
 
 
 @asynccontextmanager
-async def trio_of(agent: BaseAgent[Any], address: str = ADDRESS) -> AsyncIterator[Sentinel]:
+async def sentinel_agent_and_client(
+    agent: BaseAgent[Any], address: str = ADDRESS
+) -> AsyncIterator[Sentinel]:
     """A sentinel, `agent` on a node of its own, and a client that is current."""
     async with sentinel() as hub, fabric(hub) as node:
         await node.serve(agent, address)
