@@ -234,7 +234,8 @@ async def websockets_client(port: int) -> None:
 
         async def read() -> None:
             async for message in link:
-                pending.take(bytes(message))
+                assert isinstance(message, bytes)
+                pending.take(message)
 
         reader = asyncio.create_task(read())
         await measure(pending.call, pending.stream, ITEMS)

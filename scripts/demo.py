@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 
 from strongroom.keys.master import new_master_key
@@ -254,9 +255,10 @@ def main() -> None:
         "--home", type=Path, default=EXAMPLE, help="the directory of config, data and logs"
     )
     arguments = parser.parse_args()
+    assert isinstance(sys.stdout, TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)  # so that the client's lines come in order
     home = Home(arguments.home.resolve())
-    actions = {
+    actions: dict[str, Callable[[], None]] = {
         "init": home.init,
         "start": lambda: home.start(arguments.port),
         "run": home.client,

@@ -17,7 +17,9 @@ PAGES = ["store.md", "evolving-a-model.md", "writing-a-provider.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
-async def test_the_examples_of_a_page_run(page: str, tmp_path, monkeypatch) -> None:
+async def test_the_examples_of_a_page_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = (DOCS / page).read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))

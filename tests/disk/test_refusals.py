@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -46,7 +47,7 @@ class Note(BaseModel):
 
 @asynccontextmanager
 async def provider(
-    directory: Path, *, key: str | None = KEY, profile: str = "encrypted-sqlite", **settings: object
+    directory: Path, *, key: str | None = KEY, profile: str = "encrypted-sqlite", **settings: Any
 ) -> AsyncIterator[StorageProvider]:
     opened = await open_provider(
         StorageSettings(profile=profile, directory=directory, master_key=key, **settings)
@@ -57,14 +58,14 @@ async def provider(
         await opened.close()
 
 
-async def fill(directory: Path, *texts: str, namespace: str = "notes", **settings: object) -> None:
+async def fill(directory: Path, *texts: str, namespace: str = "notes", **settings: Any) -> None:
     async with provider(directory, **settings) as opened:
         store = await opened.get_kv_store(Note, namespace)
         for text in texts:
             await store.set(text, Note(text=text))
 
 
-async def texts(directory: Path, namespace: str = "notes", **settings: object) -> list[str]:
+async def texts(directory: Path, namespace: str = "notes", **settings: Any) -> list[str]:
     async with provider(directory, **settings) as opened:
         return list(await (await opened.get_kv_store(Note, namespace)).list())
 
@@ -76,7 +77,7 @@ def fingerprint(directory: Path) -> dict[str, str]:
 
 
 async def assert_refused(
-    directory: Path, error: type[StrongroomError], *mentions: str, **settings: object
+    directory: Path, error: type[StrongroomError], *mentions: str, **settings: Any
 ) -> None:
     """Opening fails with `error`, which names what `mentions` says, and changes no byte.
 
@@ -258,14 +259,14 @@ async def test_a_directory_has_one_owner(tmp_path: Path, profile: str) -> None:
 
 
 async def test_plain_files_are_told_apart_too(tmp_path: Path) -> None:
-    plain = {"profile": "sqlite", "key": None}
+    plain: dict[str, Any] = {"profile": "sqlite", "key": None}
     one, two = tmp_path / "one", tmp_path / "two"
     await fill(one, "a", **plain)
     await fill(one, "b", namespace="more", **plain)
     await fill(two, "c", **plain)
     kept = (one / "notes.db").read_bytes()
 
-    def put(path: Path) -> Callable[[], None]:
+    def put(path: Path) -> Callable[[], object]:
         return lambda: (one / "notes.db").write_bytes(path.read_bytes())
 
     damages: list[tuple[Callable[[], object], type[StrongroomError]]] = [

@@ -60,7 +60,7 @@ def test_an_agent_is_named_after_its_class_or_as_it_is_told() -> None:
 
 def test_keywords_of_other_runtimes_are_refused_by_name() -> None:
     with pytest.raises(TypeError, match="root_config"):
-        Probe().aserve(ADDRESS, root_config={})  # type: ignore[call-arg]
+        Probe().aserve(ADDRESS, root_config={})  # type: ignore[call-arg, unused-coroutine]
 
 
 @pytest.mark.parametrize(

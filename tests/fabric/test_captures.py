@@ -54,7 +54,7 @@ async def test_our_sentinel_answers_as_the_real_one(capture: Path) -> None:
 
 def sentinel_id(session: list[dict[str, Any]]) -> str:
     answers = (step["got"]["frame"] for step in session if "got" in step)
-    return next(frame["targetSystemId"] for frame in answers if "targetSystemId" in frame)
+    return str(next(frame["targetSystemId"] for frame in answers if "targetSystemId" in frame))
 
 
 async def receive(link: ClientConnection) -> dict[str, Any]:
@@ -66,7 +66,8 @@ async def receive(link: ClientConnection) -> dict[str, Any]:
             envelope = decode(data)
             assert envelope is not None
             if not isinstance(envelope.frame, CreditUpdate):
-                return json.loads(data)
+                message: dict[str, Any] = json.loads(data)
+                return message
 
 
 def comparable(message: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from support.peer import raw_child, say
 from support.processes import Program, attach_url, free_port, running
 from support.proxy import proxied
 
-AT_LEAST_ONCE = {"delivery_profile": "at-least-once"}
+AT_LEAST_ONCE: dict[str, Any] = {"delivery_profile": "at-least-once"}
 
 
 class Counting(Probe):
@@ -40,9 +41,10 @@ async def test_calls_and_their_failures_are_as_ever() -> None:
                 await Agent.remote_by_address("nobody@fame.fabric").echo()
             with pytest.raises(CallTimeout):
                 await remote.hang(_timeout=0.1)
-            assert client._delivery is not None
-            assert not client._delivery._unsettled
-            await eventually(lambda: not client._delivery._work)
+            delivery = client._delivery
+            assert delivery is not None
+            assert not delivery._unsettled
+            await eventually(lambda: not delivery._work)
             assert client.storage is not None
             assert await (await client.storage.open("__delivery_outbox")).count() == 0
 

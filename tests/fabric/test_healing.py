@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ async def test_a_cut_link_of_the_agent_interrupts_calls_and_heals_without_rebind
             await node.serve(agent, ADDRESS)
             remote = Probe.remote(ADDRESS, fabric=client)
             call = asyncio.create_task(Agent.remote_by_address(ADDRESS).hang())
-            local = asyncio.create_task(Agent.remote(ADDRESS, fabric=node).echo("local"))
+            local = asyncio.create_task(Probe.remote(ADDRESS, fabric=node).echo("local"))
             await agent.entered.wait()
             proxy.cut()
             with pytest.raises(CallInterrupted):
@@ -142,7 +143,7 @@ async def test_calls_to_a_node_that_is_just_returning_wait_for_its_names(tmp_pat
             calls.append(asyncio.create_task(client.calls.call(target, "echo", b'{"value":1}')))
             await asyncio.sleep(0.2)
 
-    calls: list[asyncio.Task[object]] = []
+    calls: list[asyncio.Task[Any]] = []
     target = Target(ADDRESS)
     async with sentinel() as hub, fabric(hub) as client:
         async with fabric(hub, storage=kept) as node:

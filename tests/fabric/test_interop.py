@@ -42,7 +42,7 @@ def python() -> str:
         if newer is None:
             pytest.skip("no Python 3.12 or newer is found, which Naylence needs")
         subprocess.run([newer, "-m", "venv", VENV], check=True)
-        pip = [installed, "-m", "pip", "install", "--quiet", "naylence-agent-sdk==0.4.12"]
+        pip = [str(installed), "-m", "pip", "install", "--quiet", "naylence-agent-sdk==0.4.12"]
         if subprocess.run(pip, check=False).returncode != 0:
             shutil.rmtree(VENV)
             pytest.skip("naylence-agent-sdk cannot be installed")

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import json
 import logging
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -116,7 +117,7 @@ async def test_names_outlive_their_link_as_long_as_the_epoch() -> None:
             await say(link, "2", {"type": "AddressBind", "address": "x@fame.fabric"}, corrId="b")
             assert json.loads(await link.recv())["frame"]["ok"]
         async with raw_child(hub) as link, fabric(hub) as client:
-            remote = Agent.remote("x@fame.fabric", fabric=client)
+            remote: Any = Agent.remote("x@fame.fabric", fabric=client)
             call = asyncio.create_task(remote.anything())
             request = json.loads(await link.recv())
             assert request["frame"]["payload"]["method"] == "anything"
@@ -181,7 +182,8 @@ async def test_a_reader_of_a_shared_flow_who_stalls_is_left(
     async with sentinel() as hub, raw_child(hub) as agent, fabric(hub) as client:
         await say(agent, "2", {"type": "AddressBind", "address": ADDRESS}, corrId="b")
         await agent.recv()
-        stream = aiter(Agent.remote(ADDRESS, fabric=client).anything())
+        remote: Any = Agent.remote(ADDRESS, fabric=client)
+        stream = aiter(remote.anything())
         first = asyncio.ensure_future(anext(stream))
         request = json.loads(await agent.recv())
         corr_id = request["corrId"]
@@ -199,7 +201,9 @@ async def test_a_reader_of_a_shared_flow_who_stalls_is_left(
 
 
 NAME = st.sampled_from(["id", "to", "replyTo", "corrId", "flowId", "rtype", "capabilities", "x"])
-VALUE = st.sampled_from([None, 1, -1, 2**70, "", "x", ADDRESS, "a@/b/raw", [], ["x"], {}, 0.5])
+VALUE: st.SearchStrategy[Any] = st.sampled_from(
+    [None, 1, -1, 2**70, "", "x", ADDRESS, "a@/b/raw", [], ["x"], {}, 0.5]
+)
 TYPE = st.sampled_from(
     [
         "Data",

@@ -136,7 +136,7 @@ async def test_an_agent_that_goes_in_mid_call_interrupts_it_at_once() -> None:
     async with sentinel() as hub, fabric(hub) as client:
         async with fabric(hub) as node:
             await node.serve(agent, ADDRESS)
-            call = asyncio.create_task(Agent.remote(ADDRESS, fabric=client).hang())
+            call = asyncio.create_task(Probe.remote(ADDRESS, fabric=client).hang())
             await agent.entered.wait()
         async with asyncio.timeout(1):
             with pytest.raises(CallInterrupted):
@@ -147,7 +147,7 @@ async def test_a_sentinel_that_goes_in_mid_call_interrupts_it_at_once() -> None:
     agent = Probe()
     async with sentinel() as hub, fabric(hub) as node, fabric(hub):
         await node.serve(agent, ADDRESS)
-        call = asyncio.create_task(Agent.remote(ADDRESS, fabric=Fabric.current()).hang())
+        call = asyncio.create_task(Probe.remote(ADDRESS, fabric=Fabric.current()).hang())
         await agent.entered.wait()
         await hub.stop()
         async with asyncio.timeout(1):
@@ -269,11 +269,13 @@ async def test_start_runs_before_the_name_is_bound_and_stop_at_the_end() -> None
             events.append("stop")
 
     agent = Watched()
-    assert agent.storage_provider is None
+    before: object = agent.storage_provider
+    assert before is None
     async with sentinel_agent_and_client(agent):
         assert await Agent.remote_by_address(ADDRESS).echo(1) == 1
     assert events == ["start", "stop"]
-    assert agent.storage_provider is None
+    after: object = agent.storage_provider
+    assert after is None
 
 
 async def test_a_taken_port_is_said_clearly() -> None:
@@ -313,5 +315,5 @@ async def test_names_return_after_the_sentinel_restarts() -> None:
             await hub.stop()
             again = Sentinel(Settings(listener_port=port, node_id=node_id))
             async with again:
-                remote = Agent.remote(ADDRESS, fabric=client)
+                remote = Probe.remote(ADDRESS, fabric=client)
                 assert await remote.echo("back") == "back"

@@ -80,6 +80,14 @@ def take(name: str, source: str) -> Callable[[Path, Path], object]:
     return lambda directory, made: shutil.copy(made / source, directory / name)
 
 
+def take_all(source: str) -> Callable[[Path, Path], object]:
+    def change(directory: Path, made: Path) -> None:
+        shutil.rmtree(directory)
+        shutil.copytree(made / source, directory)
+
+    return change
+
+
 def nothing(_directory: Path, _made: Path) -> None:
     """The directory is as it should be; the settings are not."""
 
@@ -100,10 +108,7 @@ CASES: dict[str, tuple[Callable[[Path, Path], object], dict[str, str], type[Stro
     "an unknown profile": (nothing, {"FAME_STORAGE_PROFILE": "sqlit"}, errors.UnknownProfile),
     "the plain profile": (nothing, {"FAME_STORAGE_PROFILE": "sqlite"}, errors.ProfileMismatch),
     "a plain directory": (
-        lambda directory, made: (
-            shutil.rmtree(directory),
-            shutil.copytree(made / "plain", directory),
-        ),
+        take_all("plain"),
         {},
         errors.ProfileMismatch,
     ),

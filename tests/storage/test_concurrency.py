@@ -176,14 +176,16 @@ async def test_writes_of_every_kind_in_one_commit_keep_their_order(
 ) -> None:
     notes = await provider.get_kv_store(Note, "notes")
     await notes.set("a", Note(number=0))
-    outcomes = await asyncio.gather(
-        notes.set("a", Note(number=1)),
-        notes.set("b", Note(number=2)),
-        notes.delete("a"),
-        notes.set("a", Note(number=3), if_revision=0),
-        notes.set("b", Note(number=4), if_revision=99),
-        notes.set("a", Note(number=5)),
-        return_exceptions=True,
+    outcomes: list[object] = list(
+        await asyncio.gather(
+            notes.set("a", Note(number=1)),
+            notes.set("b", Note(number=2)),
+            notes.delete("a"),
+            notes.set("a", Note(number=3), if_revision=0),
+            notes.set("b", Note(number=4), if_revision=99),
+            notes.set("a", Note(number=5)),
+            return_exceptions=True,
+        )
     )
     conflict = outcomes.pop(4)
     assert isinstance(conflict, RevisionConflict)
@@ -197,7 +199,7 @@ async def test_fifty_openings_leave_no_thread_and_no_descriptor(tmp_path: Path) 
         notes = await provider.get_kv_store(Note, "notes")
         await notes.set("a", Note(number=1))
         await notes.list()
-        watching = asyncio.create_task(anext(aiter(notes.watch())))
+        watching = asyncio.ensure_future(anext(aiter(notes.watch())))
         await asyncio.sleep(0)
         await provider.close()
         with contextlib.suppress(StoreClosed):
@@ -227,7 +229,7 @@ def refused(notes: KeyValueStore[Note]) -> int:
     """In the child: 0 when reading and writing are refused. There is no event loop to run here."""
     for call in (notes.get("a"), notes.set("a", Note(number=9)), notes.list()):
         try:
-            call.send(None)  # type: ignore[attr-defined]
+            call.send(None)
         except StoreForked:
             continue
         except BaseException:
