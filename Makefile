@@ -8,6 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+GROUP ?= dev
 BIN := $(VENV)/bin
 EXAMPLE := examples/encrypted-storage
 
@@ -32,7 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	@$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[fast]' --group dev
+	@$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[fast]' --group $(GROUP)
 	@touch $@
 
 test: install
