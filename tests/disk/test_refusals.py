@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from strongroom.errors import (
     DirectoryInUse,
@@ -31,49 +28,8 @@ from strongroom.errors import (
     WrongMasterKey,
 )
 from strongroom.keys.master import new_master_key
-from strongroom.settings import StorageSettings
-from strongroom.storage import StorageProvider
-from strongroom.storage.provider import open_provider
-
-KEY = new_master_key()
-KEYSTORE = "__keystore_encrypted_value.db"
-NOTES = "notes_encrypted_value.db"
-META = "__node_meta_encrypted_value.db"
-
-
-class Note(BaseModel):
-    text: str
-
-
-@asynccontextmanager
-async def provider(
-    directory: Path, *, key: str | None = KEY, profile: str = "encrypted-sqlite", **settings: Any
-) -> AsyncIterator[StorageProvider]:
-    opened = await open_provider(
-        StorageSettings(profile=profile, directory=directory, master_key=key, **settings)
-    )
-    try:
-        yield opened
-    finally:
-        await opened.close()
-
-
-async def fill(directory: Path, *texts: str, namespace: str = "notes", **settings: Any) -> None:
-    async with provider(directory, **settings) as opened:
-        store = await opened.get_kv_store(Note, namespace)
-        for text in texts:
-            await store.set(text, Note(text=text))
-
-
-async def texts(directory: Path, namespace: str = "notes", **settings: Any) -> list[str]:
-    async with provider(directory, **settings) as opened:
-        return list(await (await opened.get_kv_store(Note, namespace)).list())
-
-
-def fingerprint(directory: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
-    }
+from support.files import fingerprint, flip
+from support.notes import KEY, KEYSTORE, META, NOTES, Note, contents, fill, provider_of
 
 
 async def assert_refused(
@@ -85,7 +41,7 @@ async def assert_refused(
     """
     before, started = fingerprint(directory), False
     with pytest.raises(StrongroomError) as caught:
-        async with provider(directory, **settings) as opened:
+        async with provider_of(directory, **settings) as opened:
             started = True
             await (await opened.get_kv_store(Note, "notes")).list()
     assert type(caught.value) is error, caught.value
@@ -111,7 +67,7 @@ async def data(tmp_path: Path) -> Path:
 
 
 async def test_what_was_stored_is_there_after_a_restart(data: Path) -> None:
-    assert await texts(data) == ["one", "two"]
+    assert list(await contents(data)) == ["one", "two"]
 
 
 async def test_a_wrong_master_key_names_directory_file_and_variable(data: Path) -> None:
@@ -124,7 +80,7 @@ async def test_a_wrong_passphrase_is_a_wrong_master_key(tmp_path: Path) -> None:
     await fill(tmp_path, "one", key="correct horse battery staple")
     await assert_refused(tmp_path, WrongMasterKey, KEYSTORE, key="correct horse battery stable")
     await assert_refused(tmp_path, WrongMasterKey, KEYSTORE, key=KEY)
-    assert await texts(tmp_path, key="correct horse battery staple") == ["one"]
+    assert list(await contents(tmp_path, key="correct horse battery staple")) == ["one"]
 
 
 async def test_a_missing_master_key_is_told_apart(data: Path) -> None:
@@ -251,9 +207,9 @@ async def test_a_copy_of_a_store_that_went_its_own_way_is_told_apart(
 @pytest.mark.parametrize("profile", ["sqlite", "encrypted-sqlite"])
 async def test_a_directory_has_one_owner(tmp_path: Path, profile: str) -> None:
     key = KEY if profile == "encrypted-sqlite" else None
-    async with provider(tmp_path, profile=profile, key=key):
+    async with provider_of(tmp_path, profile=profile, key=key):
         with pytest.raises(DirectoryInUse, match=str(tmp_path)):
-            async with provider(tmp_path, profile=profile, key=key):
+            async with provider_of(tmp_path, profile=profile, key=key):
                 pass
     await fill(tmp_path, "one", profile=profile, key=key)
 
@@ -279,7 +235,7 @@ async def test_plain_files_are_told_apart_too(tmp_path: Path) -> None:
         damage()
         await assert_refused(one, error, "notes.db", **plain)
         (one / "notes.db").write_bytes(kept)
-    assert await texts(one, **plain) == ["a"]
+    assert list(await contents(one, **plain)) == ["a"]
 
 
 async def test_the_files_are_for_their_owner_alone(data: Path) -> None:
@@ -289,9 +245,3 @@ async def test_the_files_are_for_their_owner_alone(data: Path) -> None:
 
 async def test_a_clean_stop_leaves_just_the_stores(data: Path) -> None:
     assert sorted(path.name for path in data.iterdir()) == sorted([KEYSTORE, META, NOTES])
-
-
-def flip(path: Path, offset: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 0x5A
-    path.write_bytes(content)

@@ -18,6 +18,7 @@ from strongroom.nodes import uplink
 from strongroom.nodes.sentinel import Sentinel
 from strongroom.settings import StorageSettings
 from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel
+from support.files import descriptors
 from support.processes import Program, attach_url, free_port, running
 from support.proxy import proxied
 
@@ -156,10 +157,6 @@ async def test_calls_to_a_node_that_is_just_returning_wait_for_its_names(tmp_pat
             node._returning.give_up()
             with pytest.raises(NoRoute):
                 await gone
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_links_cut_again_and_again_leave_no_descriptors_and_tasks() -> None:

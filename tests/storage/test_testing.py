@@ -6,17 +6,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from strongroom.errors import StoreUnavailable
 from strongroom.storage import KeyValueStore, MemoryProvider
 from strongroom.testing import FaultyStore, leak_scan
+from support.notes import Note
 
 SECRET = "The vault's code is 7351, do not tell anyone of it."
-
-
-class Note(BaseModel):
-    text: str
 
 
 @pytest.fixture

@@ -30,7 +30,11 @@ async def provider_of(
     directory: Path, key: str | None = KEY, **settings: Any
 ) -> AsyncIterator[SqliteProvider]:
     """The provider of a directory: encrypted, unless `settings` name another profile."""
-    chosen = {"profile": "encrypted-sqlite", "directory": directory, "master_key": key}
+    chosen: dict[str, Any] = {
+        "profile": "encrypted-sqlite",
+        "directory": directory,
+        "master_key": key,
+    }
     provider = await open_provider(StorageSettings(**(chosen | settings)))
     assert isinstance(provider, SqliteProvider)
     try:
@@ -39,15 +43,16 @@ async def provider_of(
         await provider.close()
 
 
-async def fill(directory: Path, texts: dict[str, str], namespace: str = "notes", **options: Any) -> None:
-    """Store notes with these texts by key."""
-    async with provider_of(directory, **options) as provider:
+async def fill(directory: Path, *texts: str, namespace: str = "notes", **settings: Any) -> None:
+    """Store notes one by one, each under its text as the key."""
+    async with provider_of(directory, **settings) as provider:
         notes = await provider.get_kv_store(Note, namespace)
-        await notes.set_many({key: Note(text=text) for key, text in texts.items()})
+        for text in texts:
+            await notes.set(text, Note(text=text))
 
 
-async def contents(directory: Path, namespace: str = "notes", **options: Any) -> dict[str, str]:
+async def contents(directory: Path, namespace: str = "notes", **settings: Any) -> dict[str, str]:
     """The texts of all notes by key."""
-    async with provider_of(directory, **options) as provider:
+    async with provider_of(directory, **settings) as provider:
         notes = await provider.get_kv_store(Note, namespace)
         return {key: note.text for key, note in (await notes.list()).items()}
