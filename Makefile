@@ -19,7 +19,7 @@ QUICK := tests/cli/test_cli.py tests/disk/test_file_format.py tests/keys/test_au
 	envelope.py limits.py processes.py routes.py spine.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all test-quick check format bench demo init start run run-verbose stop status logs clean
+.PHONY: help install install-runtime test test-all test-quick check format bench demo init start run run-verbose stop status logs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -27,13 +27,22 @@ help:
 install: $(VENV)/.installed
 	@:
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What the example needs: no tools of ours.
+install-runtime: $(VENV)/.runtime
+	@:
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Installing into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[fast]'
+	@touch $@
+
+# pip before 25.1 knows no --group.
+$(VENV)/.installed: $(VENV)/.runtime
 	@$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	@$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[fast]' --group $(GROUP)
+	@$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --group $(GROUP)
 	@touch $@
 
 test: install
