@@ -16,7 +16,7 @@ from support.fabrics import sentinel
 
 CAPTURES = sorted((Path(__file__).parent.parent / "data/captures").glob("*.jsonl"))
 PER_LINK = ("seqId", "flowFlags", "flowId")
-"""What each link numbers anew, or names as it likes."""
+"""Fields that each link numbers or names by itself."""
 INVENTED = ("id", "sid", "traceId", "to", "routingEpoch")
 
 
@@ -58,7 +58,7 @@ def sentinel_id(session: list[dict[str, Any]]) -> str:
 
 
 async def receive(link: ClientConnection) -> dict[str, Any]:
-    """The next message that is not about credit, which each end gives when it likes."""
+    """The next message that is not about credit, which each end gives whenever it wants."""
     async with asyncio.timeout(2):
         while True:
             data = await link.recv()

@@ -28,7 +28,7 @@ class Counting(Probe):
         return self.runs
 
 
-async def test_calls_and_their_failures_are_as_ever() -> None:
+async def test_calls_succeed_and_fail_as_with_at_most_once() -> None:
     async with sentinel() as hub, fabric(hub, **AT_LEAST_ONCE) as node:
         await node.serve(Probe(), ADDRESS)
         async with fabric(hub, **AT_LEAST_ONCE) as client:

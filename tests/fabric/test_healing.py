@@ -95,7 +95,7 @@ async def test_a_stalled_link_delays_and_loses_nothing() -> None:
             assert await call == "late"
 
 
-async def test_a_silent_link_is_dropped_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_link_is_dropped_and_dialled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "SILENCE", 0.5)
     monkeypatch.setattr(uplink, "HEARTBEAT", 0.2)
     async with sentinel() as hub, fabric(hub) as node, proxied(hub.port) as proxy:

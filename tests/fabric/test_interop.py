@@ -1,4 +1,4 @@
-"""Real Naylence peers, as processes of their own, in the place of each of ours.
+"""Real Naylence peers, each in its own process, in place of each of ours.
 
 They need Python 3.12 or newer. STRONGROOM_NAYLENCE_PYTHON names one that has them installed;
 otherwise one is looked for, and they are installed for it under .venv.

@@ -56,7 +56,7 @@ async def test_fragments_within_the_limit_are_one_message() -> None:
         assert json.loads(await link.recv())["frame"]["ok"]
 
 
-async def test_text_is_taken_and_binary_is_sent() -> None:
+async def test_text_is_accepted_and_binary_is_sent() -> None:
     async with sentinel() as hub, raw_child(hub, attach=False) as link:
         await link.send('{"id":"1","corrId":"c","frame":{"type":"NodeAttach","systemId":"raw"}}')
         assert isinstance(await link.recv(), bytes)
@@ -71,7 +71,7 @@ async def test_unknown_frames_are_skipped() -> None:
         assert ack["frame"]["routingEpoch"] == hub.epoch
 
 
-async def test_nothing_goes_before_the_attach() -> None:
+async def test_nothing_is_accepted_before_the_attach() -> None:
     async with sentinel() as hub, raw_child(hub, attach=False) as link:
         await say(link, "1", {"type": "AddressBind", "address": ADDRESS})
         assert await close_code(link) == (1008, "the first message is NodeAttach")
@@ -86,7 +86,7 @@ async def test_an_id_that_is_not_the_dialled_one_is_refused() -> None:
         assert (await close_code(link))[0] == 1008
 
 
-async def test_other_paths_are_refused_and_health_is_told() -> None:
+async def test_other_paths_are_refused_and_the_health_check_is_answered() -> None:
     async with sentinel() as hub:
         for path, status in (
             ("/fame/v1/attach/ws/sideways/x", 403),
@@ -104,7 +104,7 @@ async def test_other_paths_are_refused_and_health_is_told() -> None:
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == "healthy"
 
 
-async def test_the_newer_link_of_a_node_takes_the_place_of_the_older() -> None:
+async def test_the_newer_link_of_a_node_replaces_the_older() -> None:
     async with sentinel() as hub, raw_child(hub) as older, raw_child(hub) as newer:
         assert (await close_code(older))[0] == 1000
         await say(newer, "2", {"type": "NodeHeartbeat"}, corrId="c2")
@@ -175,7 +175,7 @@ async def test_thousands_of_streams_leave_nothing_behind() -> None:
             assert len(channel._incoming) + len(channel._outgoing) < 20
 
 
-async def test_a_reader_of_a_shared_flow_who_stalls_is_left(
+async def test_a_reader_that_stalls_a_shared_flow_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(calls, "STALL", 0.2)

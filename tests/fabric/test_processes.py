@@ -87,7 +87,7 @@ async def test_a_sentinel_comes_back_with_its_id_and_routes(tmp_path: Path) -> N
         ({"FAME_LISTENER_PORT": "1", "FAME_LISTENER_HOST": "192.0.2.1"}, 10, "192.0.2.1"),
     ],
 )
-async def test_a_start_that_cannot_be_is_one_line_and_a_status(
+async def test_a_failed_start_prints_one_line_and_sets_the_exit_status(
     tmp_path: Path, variables: dict[str, str], status: int, words: str
 ) -> None:
     hub = Program("sentinel.py", tmp_path)

@@ -91,7 +91,7 @@ async def test_a_stream_that_yields_none_ends_with_an_error_instead_of_silently(
                 pass
 
 
-async def test_every_failure_is_an_error_of_its_own() -> None:
+async def test_every_failure_has_its_own_error() -> None:
     async with sentinel_agent_and_client(Probe()):
         remote = Agent.remote_by_address(ADDRESS)
         with pytest.raises(OperationFailed, match="not today") as failed:
@@ -131,7 +131,7 @@ async def test_a_result_that_no_message_carries_is_reported_to_the_caller() -> N
             await remote.blob(300_000)
 
 
-async def test_an_agent_that_goes_in_mid_call_interrupts_it_at_once() -> None:
+async def test_a_call_is_interrupted_at_once_when_its_agent_is_lost() -> None:
     agent = Probe()
     async with sentinel() as hub, fabric(hub) as client:
         async with fabric(hub) as node:
@@ -143,7 +143,7 @@ async def test_an_agent_that_goes_in_mid_call_interrupts_it_at_once() -> None:
                 await call
 
 
-async def test_a_sentinel_that_goes_in_mid_call_interrupts_it_at_once() -> None:
+async def test_a_call_is_interrupted_at_once_when_the_sentinel_is_lost() -> None:
     agent = Probe()
     async with sentinel() as hub, fabric(hub) as node, fabric(hub):
         await node.serve(agent, ADDRESS)
@@ -278,20 +278,20 @@ async def test_start_runs_before_the_name_is_bound_and_stop_at_the_end() -> None
     assert after is None
 
 
-async def test_a_taken_port_is_said_clearly() -> None:
+async def test_the_error_for_a_port_in_use_names_the_port() -> None:
     async with sentinel() as hub:
         with pytest.raises(ListenFailed, match=f"port {hub.port}"):
             await sentinel(listener_port=hub.port).start()
 
 
-async def test_no_sentinel_there_is_said_clearly() -> None:
+async def test_the_error_for_a_missing_sentinel_says_so() -> None:
     async with sentinel() as hub:
         gone = url(hub)
     with pytest.raises(AttachFailed, match="No sentinel answers"):
         await Fabric(Settings(admission_url=gone)).start()
 
 
-async def test_a_token_is_asked_for_where_one_is_set() -> None:
+async def test_a_sentinel_with_a_token_refuses_nodes_without_it() -> None:
     async with sentinel(admission_token="sesame") as hub:
         async with fabric(hub, admission_token="sesame"):
             pass

@@ -1,4 +1,4 @@
-"""Sentinels and agents as processes of their own, started as a service manager starts them."""
+"""Sentinels and agents in their own processes, started as a service manager starts them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def environment(**variables: object) -> dict[str, str]:
 
 
 class Program:
-    """A process of one of the programs beside this file, or of any other."""
+    """A process that runs one of tests/fabric/programs, or another program."""
 
     def __init__(
         self, name: str, directory: Path, *arguments: str, python: str = sys.executable
