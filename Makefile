@@ -1,30 +1,48 @@
-# The front door. Each target installs what it needs into .venv by itself.
-#   make demo      the main job, from start to restart, on data of its own
+# The front door. Each target installs what it needs into .venv.
+#   make demo      the example from start to restart, in a directory that is removed at the end
 #   make test      the tests that a change must pass (make test-all: the slow ones too)
 #   make start | run | run-verbose | stop | status | logs | init | clean    the example's steps
-#   make check     lint, formatting, types, import rules
+#   make check     lint, formatting, spelling, types, import rules
 #   make bench     the benchmarks, as ratios against their peers
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+GROUP ?= dev
+BIN := $(VENV)/bin
 EXAMPLE := examples/encrypted-storage
 
+# A test or two of everything that a dependency or a Python version could break.
+QUICK := tests/cli/test_cli.py tests/disk/test_file_format.py tests/keys/test_audit.py \
+	tests/nodes/test_admin.py tests/storage/test_conformance.py tests/storage/test_typed.py \
+	tests/test_settings.py $(addprefix tests/fabric/test_,address.py agents.py captures.py \
+	envelope.py limits.py processes.py routes.py spine.py)
+
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all check format bench demo init start run run-verbose stop status logs clean
+.PHONY: help install install-runtime test test-all test-quick check format bench demo init start run run-verbose stop status logs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
-install: .venv/.installed
+install: $(VENV)/.installed
 	@:
 
-.venv/.installed: pyproject.toml constraints.txt
+# What the example needs: no tools of ours.
+install-runtime: $(VENV)/.runtime
+	@:
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@echo "Installing into .venv ..."
-	@$(PYTHON) -m venv .venv
+	@echo "Installing into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[fast]'
+	@touch $@
+
+# pip before 25.1 knows no --group.
+$(VENV)/.installed: $(VENV)/.runtime
 	@$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fast]' --group dev
+	@$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --group $(GROUP)
 	@touch $@
 
 test: install
@@ -33,9 +51,14 @@ test: install
 test-all: install
 	$(BIN)/pytest
 
+# Under a minute: .ci/run repeats these on each Python, and with the oldest dependencies.
+test-quick: install
+	$(BIN)/pytest -m "not slow" -W ignore::DeprecationWarning $(QUICK)
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 

@@ -1,8 +1,8 @@
-"""Messaging, against what it could cost: three processes each, measured in one run.
+"""Messaging compared with its peers: three processes each, measured in one run.
 
     python benchmarks/fabric.py                     # all peers, as ratios
     python benchmarks/fabric.py stream 1000000      # memory of each process along a long stream
-    python benchmarks/fabric.py cycles 1000         # what is left of clients and agents that went
+    python benchmarks/fabric.py cycles 1000         # what clients and agents leave behind
 
 Peers: a bare relay on `websockets`, a bare relay on `picows`, and Naylence, when
 STRONGROOM_NAYLENCE_PYTHON (or .venv/naylence) has it. A bare relay reads nothing of a message: it
@@ -234,7 +234,8 @@ async def websockets_client(port: int) -> None:
 
         async def read() -> None:
             async for message in link:
-                pending.take(bytes(message))
+                assert isinstance(message, bytes)
+                pending.take(message)
 
         reader = asyncio.create_task(read())
         await measure(pending.call, pending.stream, ITEMS)

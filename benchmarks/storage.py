@@ -25,11 +25,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from storage_peers import PEERS, Item, Peer
-
-try:
-    from uvloop import run
-except ImportError:
-    from asyncio import run
+from strongroom.nodes.process import run
 
 CALLERS = (1, 64, 1024)
 GETS = 20_000

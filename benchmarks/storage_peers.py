@@ -157,9 +157,8 @@ class PyKeyValue:
         data = await self.store.get(key)
         return Item.model_validate(data) if data else None
 
-    async def scan(self) -> AsyncIterator[Item]:
+    def scan(self) -> AsyncIterator[Item]:
         raise NotImplementedError
-        yield  # pragma: no cover
 
     async def close(self) -> None:
         """It closes with the process."""

@@ -4,59 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from strongroom.errors import MasterKeyMissing, WrongMasterKey
 from strongroom.testing import leak_scan
+from support.example import Example, running_example
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "encrypted-storage"
+ROOT = Path(__file__).parents[1]
 OWN = ("__node_meta", "__keystore", "__binding_store")
-
-
-class Example:
-    """A run of the example with a directory and a port of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-
-    def make(self, command: str, *, fails: bool = False) -> str:
-        done = subprocess.run(
-            [sys.executable, "launch.py", command, f"--port={self.port}", f"--home={self.home}"],
-            cwd=EXAMPLE,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert bool(done.returncode) == fails, done.stdout + done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def total(self) -> int:
-        found = re.search(r"^Total stored values: (\d+)$", self.make("run"), re.MULTILINE)
-        assert found
-        return int(found[1])
-
-    def pid(self, name: str) -> int:
-        return int((self.home / ".run" / f"{name}.pid").read_text())
 
 
 @pytest.fixture
 def example(tmp_path: Path) -> Iterator[Example]:
-    example = Example(tmp_path)
-    yield example
-    example.make("clean")
-    assert not list(tmp_path.rglob("*.db"))
+    with running_example(tmp_path) as example:
+        yield example
 
 
 def test_values_survive_a_restart_and_no_byte_of_them_is_readable(example: Example) -> None:
@@ -111,6 +82,44 @@ def test_start_never_replaces_a_key_and_init_always_does(example: Example) -> No
     assert "__keystore_encrypted_value.db" in said
     assert "FAME_STORAGE_MASTER_KEY" in said
     assert contents(example.home / "data") == before
+
+
+def test_init_keeps_the_former_key_and_says_how_to_go_back_to_it(example: Example) -> None:
+    assert "The former key" not in example.make("init")
+    example.make("start")
+    assert example.total() == 1
+    example.make("stop")
+    keys = contents(example.home / "config")
+    said = example.make("init")
+    assert "The data here needs the former key" in said
+    (former,) = (example.home / "config").glob(f"before-{datetime.now(UTC):%Y-%m-%d}*")
+    assert stat.S_IMODE(former.stat().st_mode) == 0o700
+    back = re.search(r"^ +make stop && (cp .+)$", said, re.MULTILINE)
+    assert back
+    subprocess.run(back[1], shell=True, check=True)
+    example.make("start")
+    assert example.total() == 2
+    assert keys.items() <= contents(example.home / "config").items()
+    example.make("clean")
+    assert list(example.home.rglob(".env.*")) == []
+
+
+@pytest.mark.slow
+def test_every_step_works_on_a_fresh_clone(tmp_path: Path) -> None:
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).exists():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    here = Example(tmp_path)
+    for directory in (tmp_path / "examples" / "encrypted-storage", tmp_path):
+        try:
+            steps = ["make", f"PORT={here.port}", "start", "run"]
+            done = subprocess.run(steps, cwd=directory, capture_output=True, text=True, check=False)
+            assert "Total stored values: 1" in done.stdout, done.stdout + done.stderr
+        finally:
+            subprocess.run(["make", "clean"], cwd=directory, check=True)
 
 
 def test_a_missing_master_key_stops_the_agent_with_a_sentence(example: Example) -> None:

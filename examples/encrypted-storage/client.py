@@ -1,4 +1,4 @@
-"""Stores one more value through the fabric, reads it back, and lists all that are stored."""
+"""Calls the agent: stores one more value, reads it back, and lists all values."""
 
 import asyncio
 import time

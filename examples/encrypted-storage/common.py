@@ -1,3 +1,3 @@
-"""What the agent and its client agree on."""
+"""The address that the agent and its client share."""
 
 AGENT_ADDR = "storage@fame.fabric"

@@ -1,4 +1,4 @@
-"""The sentinel: agents and clients attach to it, and it routes the messages between them."""
+"""The sentinel: agents and clients attach to it, and it routes messages between them."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""An agent that remembers what it is told, encrypted at rest when its environment says so."""
+"""An agent that stores values, encrypted on disk when FAME_STORAGE_PROFILE asks for it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ class RecordModel(BaseModel):
 
 
 class StorageAgent(BaseAgent):
-    """Stores values, and gives them back one by one or all in a stream."""
+    """Stores values, and returns one of them or all in a stream."""
 
     _store: KeyValueStore[RecordModel]
 

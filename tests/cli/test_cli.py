@@ -13,18 +13,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer.main
-from pydantic import BaseModel
 
 from strongroom.cli.main import app, main
 from strongroom.keys.master import new_master_key
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import open_provider
+from support.notes import Note
 
 SECRET = "Meet me at the old mill"
-
-
-class Note(BaseModel):
-    text: str
 
 
 class Done(NamedTuple):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from strongroom.errors import (
     DirectoryInUse,
@@ -30,53 +28,12 @@ from strongroom.errors import (
     WrongMasterKey,
 )
 from strongroom.keys.master import new_master_key
-from strongroom.settings import StorageSettings
-from strongroom.storage import StorageProvider
-from strongroom.storage.provider import open_provider
-
-KEY = new_master_key()
-KEYSTORE = "__keystore_encrypted_value.db"
-NOTES = "notes_encrypted_value.db"
-META = "__node_meta_encrypted_value.db"
-
-
-class Note(BaseModel):
-    text: str
-
-
-@asynccontextmanager
-async def provider(
-    directory: Path, *, key: str | None = KEY, profile: str = "encrypted-sqlite", **settings: object
-) -> AsyncIterator[StorageProvider]:
-    opened = await open_provider(
-        StorageSettings(profile=profile, directory=directory, master_key=key, **settings)
-    )
-    try:
-        yield opened
-    finally:
-        await opened.close()
-
-
-async def fill(directory: Path, *texts: str, namespace: str = "notes", **settings: object) -> None:
-    async with provider(directory, **settings) as opened:
-        store = await opened.get_kv_store(Note, namespace)
-        for text in texts:
-            await store.set(text, Note(text=text))
-
-
-async def texts(directory: Path, namespace: str = "notes", **settings: object) -> list[str]:
-    async with provider(directory, **settings) as opened:
-        return list(await (await opened.get_kv_store(Note, namespace)).list())
-
-
-def fingerprint(directory: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
-    }
+from support.files import fingerprint, flip
+from support.notes import KEY, KEYSTORE, META, NOTES, Note, contents, fill, provider_of
 
 
 async def assert_refused(
-    directory: Path, error: type[StrongroomError], *mentions: str, **settings: object
+    directory: Path, error: type[StrongroomError], *mentions: str, **settings: Any
 ) -> None:
     """Opening fails with `error`, which names what `mentions` says, and changes no byte.
 
@@ -84,7 +41,7 @@ async def assert_refused(
     """
     before, started = fingerprint(directory), False
     with pytest.raises(StrongroomError) as caught:
-        async with provider(directory, **settings) as opened:
+        async with provider_of(directory, **settings) as opened:
             started = True
             await (await opened.get_kv_store(Note, "notes")).list()
     assert type(caught.value) is error, caught.value
@@ -110,7 +67,7 @@ async def data(tmp_path: Path) -> Path:
 
 
 async def test_what_was_stored_is_there_after_a_restart(data: Path) -> None:
-    assert await texts(data) == ["one", "two"]
+    assert list(await contents(data)) == ["one", "two"]
 
 
 async def test_a_wrong_master_key_names_directory_file_and_variable(data: Path) -> None:
@@ -123,7 +80,7 @@ async def test_a_wrong_passphrase_is_a_wrong_master_key(tmp_path: Path) -> None:
     await fill(tmp_path, "one", key="correct horse battery staple")
     await assert_refused(tmp_path, WrongMasterKey, KEYSTORE, key="correct horse battery stable")
     await assert_refused(tmp_path, WrongMasterKey, KEYSTORE, key=KEY)
-    assert await texts(tmp_path, key="correct horse battery staple") == ["one"]
+    assert list(await contents(tmp_path, key="correct horse battery staple")) == ["one"]
 
 
 async def test_a_missing_master_key_is_recognised(data: Path) -> None:
@@ -248,22 +205,22 @@ async def test_a_diverged_copy_of_a_store_is_recognised(data: Path, tmp_path: Pa
 @pytest.mark.parametrize("profile", ["sqlite", "encrypted-sqlite"])
 async def test_a_directory_has_one_owner(tmp_path: Path, profile: str) -> None:
     key = KEY if profile == "encrypted-sqlite" else None
-    async with provider(tmp_path, profile=profile, key=key):
+    async with provider_of(tmp_path, profile=profile, key=key):
         with pytest.raises(DirectoryInUse, match=str(tmp_path)):
-            async with provider(tmp_path, profile=profile, key=key):
+            async with provider_of(tmp_path, profile=profile, key=key):
                 pass
     await fill(tmp_path, "one", profile=profile, key=key)
 
 
 async def test_plain_files_are_recognised_too(tmp_path: Path) -> None:
-    plain = {"profile": "sqlite", "key": None}
+    plain: dict[str, Any] = {"profile": "sqlite", "key": None}
     one, two = tmp_path / "one", tmp_path / "two"
     await fill(one, "a", **plain)
     await fill(one, "b", namespace="more", **plain)
     await fill(two, "c", **plain)
     kept = (one / "notes.db").read_bytes()
 
-    def put(path: Path) -> Callable[[], None]:
+    def put(path: Path) -> Callable[[], object]:
         return lambda: (one / "notes.db").write_bytes(path.read_bytes())
 
     damages: list[tuple[Callable[[], object], type[StrongroomError]]] = [
@@ -276,7 +233,7 @@ async def test_plain_files_are_recognised_too(tmp_path: Path) -> None:
         damage()
         await assert_refused(one, error, "notes.db", **plain)
         (one / "notes.db").write_bytes(kept)
-    assert await texts(one, **plain) == ["a"]
+    assert list(await contents(one, **plain)) == ["a"]
 
 
 async def test_only_the_owner_can_access_the_files(data: Path) -> None:
@@ -286,9 +243,3 @@ async def test_only_the_owner_can_access_the_files(data: Path) -> None:
 
 async def test_a_clean_stop_leaves_just_the_stores(data: Path) -> None:
     assert sorted(path.name for path in data.iterdir()) == sorted([KEYSTORE, META, NOTES])
-
-
-def flip(path: Path, offset: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 0x5A
-    path.write_bytes(content)

@@ -23,7 +23,7 @@ def test_what_is_written_is_read_back(participant: str, host: str, path: str) ->
 
 
 @given(PARTICIPANT, HOST)
-def test_a_pool_is_told_from_its_members(participant: str, host: str) -> None:
+def test_a_pool_is_distinguished_from_its_members(participant: str, host: str) -> None:
     pool = Address.parse(f"{participant}@*.{host}")
     assert pool.is_pool
     assert pool.member("node-1") == Address(participant, f"node-1.{host}", "")

@@ -7,7 +7,6 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from fabrics import ADDRESS, Probe
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
@@ -26,6 +25,7 @@ from strongroom import (
 from strongroom.agents.operations import pack, unpack
 from strongroom.errors import InvalidArguments, OperationFailed, StrongroomError
 from strongroom.testing import serving
+from support.fabrics import ADDRESS, Probe
 
 
 class Point(BaseModel):

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabrics import sentinel
 from websockets.asyncio.client import ClientConnection, connect
 
 from strongroom.messaging.envelope import CreditUpdate, decode
+from support.fabrics import sentinel
 
 CAPTURES = sorted((Path(__file__).parent.parent / "data/captures").glob("*.jsonl"))
 PER_LINK = ("seqId", "flowFlags", "flowId")
-"""What each link numbers anew, or names as it likes."""
+"""Fields that each link numbers or names by itself."""
 INVENTED = ("id", "sid", "traceId", "to", "routingEpoch")
 
 
@@ -54,11 +54,11 @@ async def test_our_sentinel_answers_as_the_real_one(capture: Path) -> None:
 
 def sentinel_id(session: list[dict[str, Any]]) -> str:
     answers = (step["got"]["frame"] for step in session if "got" in step)
-    return next(frame["targetSystemId"] for frame in answers if "targetSystemId" in frame)
+    return str(next(frame["targetSystemId"] for frame in answers if "targetSystemId" in frame))
 
 
 async def receive(link: ClientConnection) -> dict[str, Any]:
-    """The next message that is not about credit, which each end gives when it likes."""
+    """The next message that is not about credit, which each end gives whenever it wants."""
     async with asyncio.timeout(2):
         while True:
             data = await link.recv()
@@ -66,7 +66,8 @@ async def receive(link: ClientConnection) -> dict[str, Any]:
             envelope = decode(data)
             assert envelope is not None
             if not isinstance(envelope.frame, CreditUpdate):
-                return json.loads(data)
+                message: dict[str, Any] = json.loads(data)
+                return message
 
 
 def comparable(message: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,19 @@ import asyncio
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fabrics import ADDRESS, Probe, eventually, fabric, sentinel
-from processes import Program, attach_url, free_port, running
-from proxy import proxied
-from test_limits import raw_child, say
 
 from strongroom import Agent, Fabric, Settings, operation
 from strongroom.errors import CallTimeout, NoRoute, OperationFailed, SettingsError
 from strongroom.settings import StorageSettings
+from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel
+from support.peer import raw_child, say
+from support.processes import Program, attach_url, free_port, running
+from support.proxy import proxied
 
-AT_LEAST_ONCE = {"delivery_profile": "at-least-once"}
+AT_LEAST_ONCE: dict[str, Any] = {"delivery_profile": "at-least-once"}
 
 
 class Counting(Probe):
@@ -27,7 +28,7 @@ class Counting(Probe):
         return self.runs
 
 
-async def test_calls_and_their_failures_are_as_ever() -> None:
+async def test_calls_succeed_and_fail_as_with_at_most_once() -> None:
     async with sentinel() as hub, fabric(hub, **AT_LEAST_ONCE) as node:
         await node.serve(Probe(), ADDRESS)
         async with fabric(hub, **AT_LEAST_ONCE) as client:
@@ -40,7 +41,7 @@ async def test_calls_and_their_failures_are_as_ever() -> None:
                 await Agent.remote_by_address("nobody@fame.fabric").echo()
             with pytest.raises(CallTimeout):
                 await remote.hang(_timeout=0.1)
-            delivery = client._running.delivery
+            delivery: Any = client._running.delivery
             assert not delivery._unsettled
             await eventually(lambda: not delivery._tasks)
             assert await (await client.storage.open("__delivery_outbox")).count() == 0
@@ -90,7 +91,8 @@ async def test_a_message_for_an_agent_that_is_away_arrives_when_it_returns() -> 
         async with fabric(hub, node_id="agent", **AT_LEAST_ONCE) as node:
             await node.serve(agent, ADDRESS)
             await eventually(lambda: agent.messages == ["hello"])
-            await eventually(lambda: not client._running.delivery._unsettled)
+            delivery: Any = client._running.delivery
+            await eventually(lambda: not delivery._unsettled)
 
 
 async def test_what_was_sent_before_a_restart_is_sent_after_it(tmp_path: Path) -> None:

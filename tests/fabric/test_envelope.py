@@ -1,4 +1,4 @@
-"""Envelopes cross the wire without loss, and what is none is told apart."""
+"""Envelopes cross the wire without loss, and anything else is refused."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def test_an_envelope_crosses_the_wire_without_loss(fields: dict[str, Any], paylo
     assert back == envelope
 
 
-def test_absent_fields_are_left_out_and_ok_is_always_said() -> None:
+def test_absent_fields_are_left_out_and_ok_is_always_written() -> None:
     sent = json.loads(encode(Envelope(id="1", frame=DeliveryAck(ok=False, code="NO_ROUTE"))))
     assert sent == {"id": "1", "frame": {"type": "DeliveryAck", "ok": False, "code": "NO_ROUTE"}}
 

@@ -6,11 +6,9 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fabrics import ADDRESS, Probe, eventually, fabric, sentinel
-from processes import Program, attach_url, free_port, running
-from proxy import proxied
 
 from strongroom import Agent, Fabric, Settings
 from strongroom.errors import CallError, CallInterrupted, CallTimeout, FabricError, NoRoute
@@ -19,6 +17,10 @@ from strongroom.messaging.rpc import Target
 from strongroom.nodes import uplink
 from strongroom.nodes.sentinel import Sentinel
 from strongroom.settings import StorageSettings
+from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel
+from support.files import descriptors
+from support.processes import Program, attach_url, free_port, running
+from support.proxy import proxied
 
 
 async def answer_again(remote: Probe, within: float = 2.0) -> float:
@@ -58,7 +60,7 @@ async def test_a_cut_link_of_the_agent_interrupts_calls_and_heals_without_rebind
             await node.serve(agent, ADDRESS)
             remote = Probe.remote(ADDRESS, fabric=client)
             call = asyncio.create_task(Agent.remote_by_address(ADDRESS).hang())
-            local = asyncio.create_task(Agent.remote(ADDRESS, fabric=node).echo("local"))
+            local = asyncio.create_task(Probe.remote(ADDRESS, fabric=node).echo("local"))
             await agent.entered.wait()
             proxy.cut()
             with pytest.raises(CallInterrupted):
@@ -93,7 +95,7 @@ async def test_a_stalled_link_delays_and_loses_nothing() -> None:
             assert await call == "late"
 
 
-async def test_a_silent_link_is_dropped_and_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_link_is_dropped_and_dialled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(uplink, "HEARTBEAT_SECONDS", 0.2)
     async with sentinel() as hub, fabric(hub) as node, proxied(hub.port) as proxy:
@@ -141,7 +143,7 @@ async def test_calls_to_a_node_that_is_just_returning_wait_for_its_names(tmp_pat
             calls.append(asyncio.create_task(client.calls.call(target, "echo", b'{"value":1}')))
             await asyncio.sleep(0.2)
 
-    calls: list[asyncio.Task[object]] = []
+    calls: list[asyncio.Task[Any]] = []
     target = Target(ADDRESS)
     async with sentinel() as hub, fabric(hub) as client:
         async with fabric(hub, storage=kept) as node:
@@ -154,10 +156,6 @@ async def test_calls_to_a_node_that_is_just_returning_wait_for_its_names(tmp_pat
             node._refuse_held()
             with pytest.raises(NoRoute):
                 await gone
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_links_cut_again_and_again_leave_no_descriptors_and_tasks() -> None:

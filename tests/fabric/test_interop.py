@@ -1,4 +1,4 @@
-"""Real Naylence peers, as processes of their own, in the place of each of ours.
+"""Real Naylence peers, each in its own process, in place of each of ours.
 
 They need Python 3.12 or newer. STRONGROOM_NAYLENCE_PYTHON names one that has them installed;
 otherwise one is looked for, and they are installed for it under .venv.
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Program, attach_url, environment, free_port, running
 
 from strongroom import Agent, Fabric, Settings
 from strongroom.errors import CallError, CallInterrupted, FabricError, NoRoute, OperationFailed
+from support.processes import Program, attach_url, environment, free_port, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -42,7 +42,7 @@ def python() -> str:
         if newer is None:
             pytest.skip("no Python 3.12 or newer is found, which Naylence needs")
         subprocess.run([newer, "-m", "venv", VENV], check=True)
-        pip = [installed, "-m", "pip", "install", "--quiet", "naylence-agent-sdk==0.4.12"]
+        pip = [str(installed), "-m", "pip", "install", "--quiet", "naylence-agent-sdk==0.4.12"]
         if subprocess.run(pip, check=False).returncode != 0:
             shutil.rmtree(VENV)
             pytest.skip("naylence-agent-sdk cannot be installed")

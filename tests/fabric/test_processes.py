@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import Program, attach_url, free_port, running
 
 from strongroom import Agent, Fabric, Settings
 from strongroom.errors import CallInterrupted, NoRoute
+from support.processes import Program, attach_url, free_port, running
 
 
 async def test_they_run_and_stop_at_sigterm_with_status_0(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ async def test_a_sentinel_comes_back_with_its_id_and_routes(tmp_path: Path) -> N
         ({"FAME_LISTENER_PORT": "1", "FAME_LISTENER_HOST": "192.0.2.1"}, 10, "192.0.2.1"),
     ],
 )
-async def test_a_start_that_cannot_be_is_one_line_and_a_status(
+async def test_a_failed_start_prints_one_line_and_sets_the_exit_status(
     tmp_path: Path, variables: dict[str, str], status: int, words: str
 ) -> None:
     hub = Program("sentinel.py", tmp_path)

@@ -14,7 +14,7 @@ def routes() -> Routes:
     return routes
 
 
-def test_an_exact_address_goes_to_the_last_that_bound_it(routes: Routes) -> None:
+def test_messages_for_an_address_go_to_the_node_that_bound_it_last(routes: Routes) -> None:
     routes.bind("a", "x@fame.fabric")
     routes.bind("b", "x@fame.fabric")
     assert routes.find("x@fame.fabric", None, "1") == "b"

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from fabrics import ADDRESS, Probe, eventually, fabric, sentinel, trio_of, url
 from pydantic import BaseModel
 
 from strongroom import Agent, BaseAgent, Fabric, FameFabric, Settings, operation
@@ -24,10 +23,19 @@ from strongroom.errors import (
     UnknownOperation,
 )
 from strongroom.nodes.sentinel import Sentinel
+from support.fabrics import (
+    ADDRESS,
+    Probe,
+    eventually,
+    fabric,
+    sentinel,
+    sentinel_agent_and_client,
+    url,
+)
 
 
 async def test_a_call_takes_positional_and_keyword_arguments() -> None:
-    async with trio_of(Probe()):
+    async with sentinel_agent_and_client(Probe()):
         remote = Agent.remote_by_address(ADDRESS)
         assert await remote.add(1, 2) == 3
         assert await remote.add(1, b=2) == 3
@@ -36,39 +44,39 @@ async def test_a_call_takes_positional_and_keyword_arguments() -> None:
 
 
 async def test_none_and_nulls_inside_results_survive() -> None:
-    async with trio_of(Probe()):
+    async with sentinel_agent_and_client(Probe()):
         remote = Agent.remote_by_address(ADDRESS)
         assert await remote.echo() is None
         assert await remote.echo({"a": None, "b": [None, 1]}) == {"a": None, "b": [None, 1]}
 
 
 async def test_a_call_is_a_coroutine_to_asyncio() -> None:
-    async with trio_of(Probe()):
+    async with sentinel_agent_and_client(Probe()):
         remote = Agent.remote_by_address(ADDRESS)
         tasks = [asyncio.create_task(remote.echo(number)) for number in range(3)]
         assert await asyncio.gather(*tasks, remote.echo(3)) == [0, 1, 2, 3]
 
 
 async def test_a_stream_longer_than_the_window_arrives_whole_and_in_order() -> None:
-    async with trio_of(Probe()):
+    async with sentinel_agent_and_client(Probe()):
         remote = Agent.remote_by_address(ADDRESS)
         assert [item async for item in remote.count(500)] == list(range(500))
         assert [item async for item in await remote.count(3, _stream=True)] == [0, 1, 2]
 
 
 async def test_a_stream_called_for_one_result_gives_its_first_item() -> None:
-    async with trio_of(Probe()):
+    async with sentinel_agent_and_client(Probe()):
         assert await Agent.remote_by_address(ADDRESS).count(5) == 0
 
 
 async def test_one_result_called_as_a_stream_is_one_item() -> None:
-    async with trio_of(Probe()):
+    async with sentinel_agent_and_client(Probe()):
         remote = Agent.remote_by_address(ADDRESS)
         assert [item async for item in remote.add(1, 2)] == [3]
 
 
 async def test_a_stream_that_fails_gives_its_items_first() -> None:
-    async with trio_of(Probe()):
+    async with sentinel_agent_and_client(Probe()):
         items = []
         with pytest.raises(OperationFailed, match="enough"):
             async for item in Agent.remote_by_address(ADDRESS).fail_after(40):
@@ -77,14 +85,14 @@ async def test_a_stream_that_fails_gives_its_items_first() -> None:
 
 
 async def test_a_stream_that_yields_none_ends_with_an_error_instead_of_silently() -> None:
-    async with trio_of(Probe()):
+    async with sentinel_agent_and_client(Probe()):
         with pytest.raises(OperationFailed, match="None"):
             async for _ in Agent.remote_by_address(ADDRESS).yield_none():
                 pass
 
 
-async def test_every_failure_is_an_error_of_its_own() -> None:
-    async with trio_of(Probe()):
+async def test_every_failure_has_its_own_error() -> None:
+    async with sentinel_agent_and_client(Probe()):
         remote = Agent.remote_by_address(ADDRESS)
         with pytest.raises(OperationFailed, match="not today") as failed:
             await remote.fail("not today")
@@ -116,30 +124,30 @@ async def test_a_result_that_no_message_carries_is_reported_to_the_caller() -> N
         async def blob(self, size: int) -> str:
             return "x" * size
 
-    async with trio_of(Large()):
+    async with sentinel_agent_and_client(Large()):
         remote = Agent.remote_by_address(ADDRESS)
         assert len(await remote.blob(200_000)) == 200_000
         with pytest.raises(MessageTooLarge):
             await remote.blob(300_000)
 
 
-async def test_an_agent_that_goes_in_mid_call_interrupts_it_at_once() -> None:
+async def test_a_call_is_interrupted_at_once_when_its_agent_is_lost() -> None:
     agent = Probe()
     async with sentinel() as hub, fabric(hub) as client:
         async with fabric(hub) as node:
             await node.serve(agent, ADDRESS)
-            call = asyncio.create_task(Agent.remote(ADDRESS, fabric=client).hang())
+            call = asyncio.create_task(Probe.remote(ADDRESS, fabric=client).hang())
             await agent.entered.wait()
         async with asyncio.timeout(1):
             with pytest.raises(CallInterrupted):
                 await call
 
 
-async def test_a_sentinel_that_goes_in_mid_call_interrupts_it_at_once() -> None:
+async def test_a_call_is_interrupted_at_once_when_the_sentinel_is_lost() -> None:
     agent = Probe()
     async with sentinel() as hub, fabric(hub) as node, fabric(hub):
         await node.serve(agent, ADDRESS)
-        call = asyncio.create_task(Agent.remote(ADDRESS, fabric=Fabric.current()).hang())
+        call = asyncio.create_task(Probe.remote(ADDRESS, fabric=Fabric.current()).hang())
         await agent.entered.wait()
         await hub.stop()
         async with asyncio.timeout(1):
@@ -149,7 +157,7 @@ async def test_a_sentinel_that_goes_in_mid_call_interrupts_it_at_once() -> None:
 
 async def test_a_caller_who_leaves_a_stream_stops_the_generator() -> None:
     agent = Probe()
-    async with trio_of(agent):
+    async with sentinel_agent_and_client(agent):
         async for item in Agent.remote_by_address(ADDRESS).count(1_000_000):
             if item == 5:
                 break
@@ -171,7 +179,7 @@ async def test_a_caller_who_vanishes_stops_the_generator() -> None:
 
 async def test_a_slow_reader_holds_up_nobody_else() -> None:
     agent = Probe()
-    async with trio_of(agent):
+    async with sentinel_agent_and_client(agent):
         remote = Agent.remote_by_address(ADDRESS)
         slow = aiter(remote.count(100_000))
         assert await anext(slow) == 0
@@ -186,21 +194,21 @@ async def test_capabilities_find_an_agent() -> None:
     class Skilled(Probe):
         capabilities = ("math.add",)
 
-    async with trio_of(Skilled()):
+    async with sentinel_agent_and_client(Skilled()):
         assert await Agent.remote_by_capabilities(["math.add"]).add(2, 2) == 4
         with pytest.raises(NoRoute):
             await Agent.remote_by_capabilities(["math.divide"]).add(2, 2)
 
 
 async def test_a_pool_answers_under_every_name_it_has() -> None:
-    async with trio_of(Probe(), "math@*.fame.fabric"):
+    async with sentinel_agent_and_client(Probe(), "math@*.fame.fabric"):
         for address in ("math@fame.fabric", "math@any.fame.fabric"):
             assert await Agent.remote_by_address(address).add(2, 2) == 4
 
 
 async def test_plain_messages_arrive() -> None:
     agent = Probe()
-    async with trio_of(agent):
+    async with sentinel_agent_and_client(agent):
         await Fabric.current().send_message(ADDRESS, {"hello": ["world", None]})
         await eventually(lambda: agent.messages == [{"hello": ["world", None]}])
 
@@ -222,7 +230,7 @@ async def test_an_operation_may_call_others() -> None:
             result: int = await Agent.remote_by_address(address).add(20, 22)
             return result
 
-    async with trio_of(Probe()) as hub, fabric(hub) as other:
+    async with sentinel_agent_and_client(Probe()) as hub, fabric(hub) as other:
         await other.serve(Asker(), "asker@fame.fabric")
         assert await Agent.remote_by_address("asker@fame.fabric").ask(ADDRESS) == 42
 
@@ -237,7 +245,7 @@ async def test_a_typed_remote_gives_models_and_the_plain_one_json() -> None:
             return Point(x=point.x + by)
 
     # Annotations of local classes can be read because this module does not postpone them.
-    async with trio_of(Mover()):
+    async with sentinel_agent_and_client(Mover()):
         assert await Mover.remote(ADDRESS).move(Point(x=1), by=2) == Point(x=3)
         assert await Agent.remote_by_address(ADDRESS).move({"x": 1}, 2) == {"x": 3}
 
@@ -261,27 +269,29 @@ async def test_start_runs_before_the_name_is_bound_and_stop_at_the_end() -> None
             events.append("stop")
 
     agent = Watched()
-    assert agent.storage_provider is None
-    async with trio_of(agent):
+    before: object = agent.storage_provider
+    assert before is None
+    async with sentinel_agent_and_client(agent):
         assert await Agent.remote_by_address(ADDRESS).echo(1) == 1
     assert events == ["start", "stop"]
-    assert agent.storage_provider is None
+    after: object = agent.storage_provider
+    assert after is None
 
 
-async def test_a_taken_port_is_said_clearly() -> None:
+async def test_the_error_for_a_port_in_use_names_the_port() -> None:
     async with sentinel() as hub:
         with pytest.raises(ListenFailed, match=f"port {hub.port}"):
             await sentinel(listener_port=hub.port).start()
 
 
-async def test_no_sentinel_there_is_said_clearly() -> None:
+async def test_the_error_for_a_missing_sentinel_says_so() -> None:
     async with sentinel() as hub:
         gone = url(hub)
     with pytest.raises(AttachFailed, match="No sentinel answers"):
         await Fabric(Settings(admission_url=gone)).start()
 
 
-async def test_a_token_is_asked_for_where_one_is_set() -> None:
+async def test_a_sentinel_with_a_token_refuses_nodes_without_it() -> None:
     async with sentinel(admission_token="sesame") as hub:
         async with fabric(hub, admission_token="sesame"):
             pass
@@ -305,5 +315,5 @@ async def test_names_return_after_the_sentinel_restarts() -> None:
             await hub.stop()
             again = Sentinel(Settings(listener_port=port, node_id=node_id))
             async with again:
-                remote = Agent.remote(ADDRESS, fabric=client)
+                remote = Probe.remote(ADDRESS, fabric=client)
                 assert await remote.echo("back") == "back"

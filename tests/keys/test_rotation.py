@@ -6,14 +6,11 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
-from pydantic import BaseModel
 
 from strongroom.errors import (
     InvalidNamespace,
@@ -24,30 +21,11 @@ from strongroom.errors import (
 )
 from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey, new_master_key
-from strongroom.settings import StorageSettings
-from strongroom.storage.provider import open_provider
 from strongroom.storage.records import Write
-from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.testing import leak_scan
+from support.notes import KEY, Note, provider_of
 
-KEY, OTHER = new_master_key(), new_master_key()
-
-
-class Note(BaseModel):
-    text: str
-
-
-@asynccontextmanager
-async def provider(directory: Path, key: str | None = KEY, **more: Any) -> AsyncIterator[Any]:
-    settings = StorageSettings(
-        **{"profile": "encrypted-sqlite", "directory": directory, "master_key": key, **more}
-    )
-    opened = await open_provider(settings)
-    assert isinstance(opened, SqliteProvider)
-    try:
-        yield opened
-    finally:
-        await opened.close()
+OTHER = new_master_key()
 
 
 async def fill(opened: Any, count: int, namespace: str = "notes", size: int = 1000) -> None:
@@ -60,35 +38,35 @@ async def keys(opened: Any, namespace: str = "notes") -> list[str]:
 
 
 async def test_the_master_key_changes_on_a_running_node(tmp_path: Path) -> None:
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 10)
         await opened.change_master(MasterKey(OTHER))
         await fill(opened, 20)
     with pytest.raises(WrongMasterKey):
-        async with provider(tmp_path, KEY):
+        async with provider_of(tmp_path, KEY):
             pass
-    async with provider(tmp_path, OTHER) as opened:
+    async with provider_of(tmp_path, OTHER) as opened:
         assert len(await keys(opened)) == 20
 
 
 async def test_the_previous_master_key_is_accepted_for_one_start(tmp_path: Path) -> None:
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 10)
-    async with provider(tmp_path, OTHER, previous_master_key=KEY) as opened:
+    async with provider_of(tmp_path, OTHER, previous_master_key=KEY) as opened:
         assert len(await keys(opened)) == 10
         assert [line.event for line in await opened.audit()][-2:] == [
             "master key changed",
             "opened",
         ]
     with pytest.raises(WrongMasterKey):
-        async with provider(tmp_path, KEY):
+        async with provider_of(tmp_path, KEY):
             pass
-    async with provider(tmp_path, OTHER) as opened:
+    async with provider_of(tmp_path, OTHER) as opened:
         assert len(await keys(opened)) == 10
 
 
 async def test_a_data_key_changes_while_others_write_and_read(tmp_path: Path) -> None:
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 4000)
         store = await opened.get_kv_store(Note, "notes")
         old = opened.files.keystore.entries["notes"].key
@@ -119,13 +97,13 @@ async def test_a_data_key_changes_while_others_write_and_read(tmp_path: Path) ->
         assert entry.state is KeyState.LIVE
         assert entry.key.id != old.id
         assert [retired.key.id for retired in opened.files.keystore.retired] == [old.id]
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         assert len(await keys(opened)) == 4000 + written + 1
     assert (tmp_path / "notes_encrypted_value.db").read_bytes()[3:11] == entry.key.file_id
 
 
 async def test_a_rotation_leaves_no_file_open(tmp_path: Path) -> None:
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 10)
         await opened.rotate(["notes"])
         before = len(list(Path("/proc/self/fd").iterdir()))
@@ -136,13 +114,13 @@ async def test_a_rotation_leaves_no_file_open(tmp_path: Path) -> None:
 
 
 async def test_all_namespaces_rotate_including_those_of_the_node(tmp_path: Path) -> None:
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 10)
         await fill(opened, 10, "more")
         before = {name: entry.key.id for name, entry in opened.files.keystore.entries.items()}
         assert await opened.rotate() == ["__node_meta", "more", "notes"]
         await fill(opened, 12)
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         after = {name: entry.key.id for name, entry in opened.files.keystore.entries.items()}
         assert not set(before.values()) & set(after.values())
         assert (len(await keys(opened)), len(await keys(opened, "more"))) == (12, 10)
@@ -153,7 +131,7 @@ async def test_all_namespaces_rotate_including_those_of_the_node(tmp_path: Path)
 async def test_a_rotation_that_failed_continues_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         for name in ("a", "b", "c"):
             await fill(opened, 10, name)
 
@@ -166,12 +144,12 @@ async def test_a_rotation_that_failed_continues_where_it_stopped(
         assert not list(tmp_path.glob(".*"))
         await fill(opened, 12, "b")
         assert await opened.rotate() == ["b", "c"]
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         assert [len(await keys(opened, name)) for name in ("a", "b", "c")] == [10, 12, 10]
 
 
 async def test_a_node_that_stops_leaves_a_rotation_for_later(tmp_path: Path) -> None:
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 4000)
         begun = asyncio.Event()
         rotating = asyncio.create_task(opened.rotate(["notes"], lambda *_: begun.set()))
@@ -179,13 +157,13 @@ async def test_a_node_that_stops_leaves_a_rotation_for_later(tmp_path: Path) -> 
     with pytest.raises(Exception, match="closed"):
         await rotating
     assert not list(tmp_path.glob(".*"))
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         assert await opened.rotate() == ["notes"]
         assert len(await keys(opened)) == 4000
 
 
 async def test_a_rotation_whose_caller_leaves_lets_go_of_its_copy(tmp_path: Path) -> None:
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 4000)
         begun = asyncio.Event()
         rotating = asyncio.create_task(opened.rotate(["notes"], lambda *_: begun.set()))
@@ -196,15 +174,15 @@ async def test_a_rotation_whose_caller_leaves_lets_go_of_its_copy(tmp_path: Path
         assert not list(tmp_path.glob(".*"))
         await fill(opened, 4010)
         await opened.drop("notes")
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         assert await opened.namespaces() == ["__node_meta"]
 
 
 async def test_rotating_what_cannot_rotate_is_an_error(tmp_path: Path) -> None:
-    async with provider(tmp_path / "a") as opened:
+    async with provider_of(tmp_path / "a") as opened:
         with pytest.raises(InvalidNamespace, match="nothing"):
             await opened.rotate(["nothing"])
-    async with provider(tmp_path / "b", None, profile="sqlite") as opened:
+    async with provider_of(tmp_path / "b", None, profile="sqlite") as opened:
         with pytest.raises(NotSupported):
             await opened.rotate()
 
@@ -238,14 +216,14 @@ def test_a_kill_at_any_step_of_a_rotation_loses_nothing(tmp_path: Path, what: st
 
 async def test_a_copy_from_before_a_rotation_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "notes_encrypted_value.db"
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 10)
     old = path.read_bytes()
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await opened.rotate()
     path.write_bytes(old)
     with pytest.raises(StoreRolledBack, match="before its data key was rotated"):
-        async with provider(tmp_path):
+        async with provider_of(tmp_path):
             pass
 
 
@@ -253,7 +231,7 @@ async def test_a_store_whose_writer_broke_opens_again_while_it_is_scanned(tmp_pa
     def fail(_: object) -> None:
         raise apsw.IOError("injected")
 
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 1000)
         store = await opened.open("notes")
         for number in range(3):
@@ -270,12 +248,12 @@ async def test_a_store_whose_writer_broke_opens_again_while_it_is_scanned(tmp_pa
 async def test_a_namespace_whose_drop_was_cut_short_by_a_kill_can_be_used_again(
     tmp_path: Path,
 ) -> None:
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await fill(opened, 10)
-    async with provider(tmp_path) as opened:
+    async with provider_of(tmp_path) as opened:
         await opened.files.keystore.drop("notes", opened.clock())  # the kill comes after this
     for _ in range(2):
-        async with provider(tmp_path) as opened:
+        async with provider_of(tmp_path) as opened:
             await fill(opened, 3)
             assert len(await keys(opened)) == 3
             await opened._stores.pop("notes").close()  # and no watermark is noted

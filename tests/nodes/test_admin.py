@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from pydantic import BaseModel
 
 from strongroom.admin import socket as admin
 from strongroom.admin.commands import Progress
@@ -19,10 +18,7 @@ from strongroom.keys.master import new_master_key
 from strongroom.nodes.node import Node
 from strongroom.settings import Settings, StorageSettings
 from strongroom.storage.provider import open_provider
-
-
-class Note(BaseModel):
-    text: str
+from support.notes import Note
 
 
 @pytest.fixture(autouse=True)

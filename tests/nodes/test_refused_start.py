@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ import pytest
 
 from strongroom import errors
 from strongroom.errors import StrongroomError
+from support.files import fingerprint
 
 KEY = "00112233445566778899aabbccddeeff" * 2
 SENTINEL = "import asyncio, strongroom; asyncio.run(strongroom.Sentinel().aserve())"
@@ -80,6 +80,14 @@ def take(name: str, source: str) -> Callable[[Path, Path], object]:
     return lambda directory, made: shutil.copy(made / source, directory / name)
 
 
+def take_all(source: str) -> Callable[[Path, Path], object]:
+    def change(directory: Path, made: Path) -> None:
+        shutil.rmtree(directory)
+        shutil.copytree(made / source, directory)
+
+    return change
+
+
 def nothing(_directory: Path, _made: Path) -> None:
     """The directory is as it should be; the settings are not."""
 
@@ -100,10 +108,7 @@ CASES: dict[str, tuple[Callable[[Path, Path], object], dict[str, str], type[Stro
     "an unknown profile": (nothing, {"FAME_STORAGE_PROFILE": "sqlit"}, errors.UnknownProfile),
     "the plain profile": (nothing, {"FAME_STORAGE_PROFILE": "sqlite"}, errors.ProfileMismatch),
     "a plain directory": (
-        lambda directory, made: (
-            shutil.rmtree(directory),
-            shutil.copytree(made / "plain", directory),
-        ),
+        take_all("plain"),
         {},
         errors.ProfileMismatch,
     ),
@@ -128,13 +133,13 @@ def test_a_node_that_cannot_use_its_directory_says_why_and_changes_nothing(
     change, settings, error = CASES[case]
     directory = Path(shutil.copytree(made / "data", tmp_path / "data"))
     change(directory, made)
-    before = contents(directory)
+    before = fingerprint(directory)
     with start(directory, **settings) as node:
         _, said = node.communicate(timeout=20)
     assert node.returncode == error.exit_code, said
     [line] = [line for line in said.splitlines() if " WARNING " not in line]
     assert re.match(r"strongroom: error: .*(Try: |Set |Make one )", line)
-    assert contents(directory) == before
+    assert fingerprint(directory) == before
 
 
 def test_a_directory_that_another_node_uses_is_refused(made: Path, tmp_path: Path) -> None:
@@ -149,9 +154,3 @@ def test_a_directory_that_another_node_uses_is_refused(made: Path, tmp_path: Pat
         owner.terminate()
         owner.communicate()
         assert owner.returncode == 0
-
-
-def contents(directory: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
-    }

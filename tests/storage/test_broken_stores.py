@@ -272,11 +272,8 @@ class SeesExpiredRecordsWhenItWrites(MemoryStore):
 @fails("a later write decides the expiry again")
 class KeepsTheFirstExpiry(MemoryStore):
     async def apply(self, writes, *, checks=None) -> Any:
-        old = {write.key: self._records.get(write.key) for write in writes}
-        kept = [
-            Write(w.key, w.value, (old[w.key] and old[w.key].expires) or w.expires, w.expect)
-            for w in writes
-        ]
+        first = {key: record.expires for key, record in self._records.items()}
+        kept = [Write(w.key, w.value, first.get(w.key) or w.expires, w.expect) for w in writes]
         return await super().apply(kept, checks=checks)
 
 
@@ -394,6 +391,7 @@ class Disk(MemoryProvider):
 
     def __init__(self, settings: StorageSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
+        assert settings.directory is not None
         self._stores = self.disks.setdefault(settings.directory, {})
         for store in self._stores.values():
             store.closed = False
@@ -437,6 +435,8 @@ class ForgetsTombstonesAtClose(Disk):
 
 
 class BringsDroppedNamespacesBack(Disk):
+    _dropped: dict[str, MemoryStore]
+
     async def drop(self, namespace: str) -> None:
         dropped = self._stores.get(namespace)
         await super().drop(namespace)

@@ -161,7 +161,7 @@ async def test_a_read_cancelled_while_its_store_opens_keeps_others_out_until_it_
     provider: StorageProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading the header of an open file would drop the locks of SQLite."""
-    store = await provider.open("notes")
+    store: Any = await provider.open("notes")
     await store.apply([Write("a", b"1")])
     await store.close()
     store = await provider.open("notes")
@@ -201,7 +201,7 @@ async def test_a_read_cancelled_while_its_store_opens_keeps_others_out_until_it_
 async def test_a_file_whose_closing_was_cancelled_is_closed_before_it_opens_again(
     provider: StorageProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = await provider.open("notes")
+    store: Any = await provider.open("notes")
     await store.apply([Write("a", b"1")])
     steps: list[str] = []
     began = threading.Event()
@@ -257,14 +257,16 @@ async def test_writes_of_every_kind_in_one_commit_keep_their_order(
 ) -> None:
     notes = await provider.get_kv_store(Note, "notes")
     await notes.set("a", Note(number=0))
-    outcomes = await asyncio.gather(
-        notes.set("a", Note(number=1)),
-        notes.set("b", Note(number=2)),
-        notes.delete("a"),
-        notes.set("a", Note(number=3), if_revision=0),
-        notes.set("b", Note(number=4), if_revision=99),
-        notes.set("a", Note(number=5)),
-        return_exceptions=True,
+    outcomes: list[object] = list(
+        await asyncio.gather(
+            notes.set("a", Note(number=1)),
+            notes.set("b", Note(number=2)),
+            notes.delete("a"),
+            notes.set("a", Note(number=3), if_revision=0),
+            notes.set("b", Note(number=4), if_revision=99),
+            notes.set("a", Note(number=5)),
+            return_exceptions=True,
+        )
     )
     conflict = outcomes.pop(4)
     assert isinstance(conflict, RevisionConflict)
@@ -278,7 +280,7 @@ async def test_fifty_openings_leave_no_thread_and_no_descriptor(tmp_path: Path) 
         notes = await provider.get_kv_store(Note, "notes")
         await notes.set("a", Note(number=1))
         await notes.list()
-        watching = asyncio.create_task(anext(aiter(notes.watch())))
+        watching = asyncio.ensure_future(anext(aiter(notes.watch())))
         await asyncio.sleep(0)
         await provider.close()
         with contextlib.suppress(StoreClosed):
@@ -308,7 +310,7 @@ def refused(notes: KeyValueStore[Note]) -> int:
     """In the child: 0 when reading and writing are refused. There is no event loop to run here."""
     for call in (notes.get("a"), notes.set("a", Note(number=9)), notes.list()):
         try:
-            call.send(None)  # type: ignore[attr-defined]
+            call.send(None)
         except StoreForked:
             continue
         except BaseException:

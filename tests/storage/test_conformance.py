@@ -1,9 +1,9 @@
 """Every provider keeps the contract."""
 
 import pytest
-from providers import PROVIDERS
 
 from strongroom.testing import CASES, SLOW_CASES, conformance_tests
+from support.providers import PROVIDERS
 
 test_memory = conformance_tests(PROVIDERS["memory"], cases=CASES)
 test_sqlite = conformance_tests(PROVIDERS["sqlite"], cases=CASES)

@@ -28,7 +28,7 @@ async def _provider(directory: Path) -> JsonLinesProvider:
     return provider
 
 
-async def test_a_line_cut_short_by_a_crash_is_dropped_and_others_are_damage(tmp_path) -> None:
+async def test_a_line_cut_short_by_a_crash_is_dropped_and_others_are_damage(tmp_path: Path) -> None:
     provider = await _provider(tmp_path)
     await (await provider.open("notes")).apply([Write("a", b"1")])
     await provider.close()
@@ -47,14 +47,16 @@ async def test_a_line_cut_short_by_a_crash_is_dropped_and_others_are_damage(tmp_
     await provider.close()
 
 
-async def test_one_process_owns_the_directory(tmp_path) -> None:
+async def test_one_process_owns_the_directory(tmp_path: Path) -> None:
     provider = await _provider(tmp_path)
     with pytest.raises(DirectoryInUse):
         await _provider(tmp_path)
     await provider.close()
 
 
-async def test_after_a_failed_write_nothing_more_is_acknowledged(tmp_path, monkeypatch) -> None:
+async def test_after_a_failed_write_nothing_more_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     provider = await _provider(tmp_path)
     store = await provider.open("notes")
 

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
-from strongroom.keys.master import new_master_key
 from strongroom.settings import StorageSettings
-from strongroom.storage import open_provider, system_clock
+from strongroom.storage import system_clock
 from strongroom.storage.sqlite.doctor import Finding, examine_at_rest, examine_running
 from strongroom.storage.sqlite.files import StoreFiles
-from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.threads import Threads
-
-KEY = new_master_key()
-NOTES = "notes_encrypted_value.db"
-
-
-class Note(BaseModel):
-    text: str
+from support.files import fingerprint
+from support.notes import KEY, NOTES, Note, provider_of
 
 
 class Other(BaseModel):
     number: int
 
 
-@asynccontextmanager
-async def node(directory: Path) -> AsyncIterator[SqliteProvider]:
-    settings = StorageSettings(profile="encrypted-sqlite", directory=directory, master_key=KEY)
-    provider = await open_provider(settings)
-    assert isinstance(provider, SqliteProvider)
-    yield provider
-    await provider.close()
-
-
 async def fill(directory: Path, count: int) -> None:
-    async with node(directory) as provider:
+    async with provider_of(directory) as provider:
         notes = await provider.get_kv_store(Note, "notes")
         await notes.set_many({f"{n:04}": Note(text=f"note {n} " * 50) for n in range(count)})
 
@@ -56,10 +38,6 @@ def examine(directory: Path) -> list[Finding]:
     assert told[-1][1] == told[-1][2] > 0
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     return findings
-
-
-def fingerprint(directory: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir()}
 
 
 def problems(findings: list[Finding]) -> list[Finding]:
@@ -81,7 +59,7 @@ async def test_a_sound_directory_has_no_problem(data: Path) -> None:
 
 
 async def test_a_log_that_a_kill_left_is_read_and_left(data: Path, tmp_path: Path) -> None:
-    async with node(data) as provider:
+    async with provider_of(data) as provider:
         notes = await provider.get_kv_store(Note, "notes")
         await notes.set("new", Note(text="new"))
         shutil.copytree(data, tmp_path / "killed")
@@ -138,7 +116,7 @@ async def test_trouble_is_found_with_its_remedy(
 
 
 async def test_a_rotation_that_was_cut_short_is_a_note(data: Path) -> None:
-    async with node(data) as provider:
+    async with provider_of(data) as provider:
 
         def stop(*_: object) -> None:
             raise RuntimeError
@@ -151,7 +129,7 @@ async def test_a_rotation_that_was_cut_short_is_a_note(data: Path) -> None:
 
 
 async def test_a_running_node_checks_records_against_their_model(data: Path) -> None:
-    async with node(data) as provider:
+    async with provider_of(data) as provider:
         assert not problems(await examine_running(provider, lambda *_: None))
         await provider.get_kv_store(Other, "notes")
         found = problems(await examine_running(provider, lambda *_: None))

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -41,7 +42,7 @@ class Note(BaseModel):
 
 async def provider_of(directory: Path, profile: str, key: str = KEY) -> SqliteProvider:
     previous = {KEY: None, NEW_KEY: KEY}[key]
-    encrypted = {"master_key": key, "previous_master_key": previous}
+    encrypted: dict[str, Any] = {"master_key": key, "previous_master_key": previous}
     provider = await open_provider(
         StorageSettings(
             profile=profile,
@@ -86,7 +87,9 @@ async def work(disk: Disk, directory: Path, profile: str) -> None:
     provider = await provider_of(directory, profile)
     notes = await provider.get_kv_store(Note, "notes")
     await teller.put(notes, {"a": "first", "long": "x" * 20_000})
-    together = [{f"{n}-a": f"{n}" * 500, f"{n}-b": f"{n}"} for n in range(3)]
+    together: list[dict[str, str | None]] = [
+        {f"{n}-a": f"{n}" * 500, f"{n}-b": f"{n}"} for n in range(3)
+    ]
     await asyncio.gather(*(teller.put(notes, texts) for texts in together))
     await teller.put(notes, {"a": "second", "0-a": None, "0-b": None})
     other = await provider.get_kv_store(Note, "other")
@@ -121,7 +124,7 @@ def record(directory: Path, profile: str) -> Disk:
     return disk
 
 
-def expected(notes: list) -> list[State]:
+def expected(notes: list[Any]) -> list[State]:
     """All that may be there: what was acknowledged, with any of what was under way, each whole."""
     under_way: dict[int, State] = {}
     state: State = {}
@@ -174,7 +177,9 @@ def recorded(
     return record(directory, request.param), request.param
 
 
-def test_a_power_loss_at_some_moments_loses_nothing_acknowledged(recorded, tmp_path: Path) -> None:
+def test_a_power_loss_at_some_moments_loses_nothing_acknowledged(
+    recorded: tuple[Disk, str], tmp_path: Path
+) -> None:
     disk, profile = recorded
     moments = Random(3).sample(range(len(disk.operations) + 1), 24)
     for moment, loss in zip(moments, itertools.cycle(Loss), strict=False):
@@ -183,7 +188,9 @@ def test_a_power_loss_at_some_moments_loses_nothing_acknowledged(recorded, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_power_loss_at_any_moment_loses_nothing_acknowledged(recorded, tmp_path: Path) -> None:
+def test_a_power_loss_at_any_moment_loses_nothing_acknowledged(
+    recorded: tuple[Disk, str], tmp_path: Path
+) -> None:
     disk, profile = recorded
     losses = itertools.cycle(Loss)  # run as a program, each moment has all of them
     for moment in range(len(disk.operations) + 1):
@@ -191,7 +198,9 @@ def test_a_power_loss_at_any_moment_loses_nothing_acknowledged(recorded, tmp_pat
 
 
 @pytest.mark.parametrize("left_out", ["sync of the log", "sync of names", "sync of whole files"])
-def test_a_store_that_leaves_a_sync_out_is_caught(monkeypatch, tmp_path: Path, left_out) -> None:
+def test_a_store_that_leaves_a_sync_out_is_caught(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left_out: str
+) -> None:
     if left_out == "sync of the log":
         monkeypatch.setattr(database, "_PRAGMAS", ("PRAGMA synchronous = OFF",))
     elif left_out == "sync of names":

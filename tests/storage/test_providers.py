@@ -63,13 +63,15 @@ async def test_a_class_is_named_by_module_and_name_and_started(tmp_path: Path) -
     assert provider.settings is settings
 
 
-async def test_an_entry_point_is_named_by_its_name(monkeypatch, tmp_path: Path) -> None:
+async def test_an_entry_point_is_named_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     _install(monkeypatch, filed="made_up:Filed")
     provider = await open_provider(StorageSettings(profile="filed", directory=tmp_path))
     assert type(provider) is Filed
 
 
-async def test_an_entry_point_may_not_take_a_built_in_name(monkeypatch) -> None:
+async def test_an_entry_point_may_not_take_a_built_in_name(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, memory="made_up:Filed")
     with pytest.raises(UnknownProfile, match="'memory' is a built-in storage profile"):
         await open_provider(StorageSettings())
@@ -86,7 +88,7 @@ async def test_an_entry_point_may_not_take_a_built_in_name(monkeypatch) -> None:
     ],
 )
 async def test_the_error_for_an_unknown_profile_names_the_choices(
-    monkeypatch, profile, sentence
+    monkeypatch: pytest.MonkeyPatch, profile: str, sentence: str
 ) -> None:
     _install(monkeypatch, filed="made_up:Filed")
     with pytest.raises(UnknownProfile, match=sentence):
@@ -98,7 +100,9 @@ async def test_a_provider_of_files_needs_a_directory() -> None:
         await open_provider(StorageSettings(profile="made_up:Filed"))
 
 
-async def test_a_master_key_beside_a_plain_profile_is_warned_about(caplog) -> None:
+async def test_a_master_key_beside_a_plain_profile_is_warned_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING):
         await open_provider(StorageSettings(master_key="a long passphrase"))
     assert "'memory' does not encrypt" in caplog.text

@@ -63,7 +63,7 @@ async def work(directory: Path, known: dict[str, str], unknown: dict[str, str]) 
             notes = await provider.get_kv_store(Note, "notes")
             for number in range(3):
                 await put(notes, f"{part}-{number}", f"{part} " * 900, known, unknown)
-            store = await provider.open("notes")
+            store: Any = await provider.open("notes")
             store.connections.was_used = False
             await store.connections.close_if_idle()
             await put(notes, "same", part, known, unknown)
@@ -71,7 +71,9 @@ async def work(directory: Path, known: dict[str, str], unknown: dict[str, str]) 
             await provider.close()
 
 
-async def put(notes: KeyValueStore[Note], key: str, text: str, known, unknown) -> None:
+async def put(
+    notes: KeyValueStore[Note], key: str, text: str, known: dict[str, str], unknown: dict[str, str]
+) -> None:
     """Write; `known` is what was acknowledged, `unknown` what failed and may be there or not."""
     unknown[key] = text
     await notes.set(key, Note(text=text))
@@ -163,13 +165,14 @@ async def test_after_a_failed_sync_the_connection_is_not_used_again(tmp_path: Pa
         provider = await provider_of(tmp_path / "data")
         notes = await provider.get_kv_store(Note, "notes")
         await notes.set("a", Note(text="before"))
-        writer = await (await provider.open("notes")).connections.open()
+        store: Any = await provider.open("notes")
+        writer = await store.connections.open()
         Refusal(disk, kind="sync", at=0, code=errno.EIO)
         with pytest.raises(StoreUnavailable, match="Try:"):
             await notes.set("b", Note(text="refused"))
         assert writer.broken
         await notes.set("c", Note(text="after"))
-        assert await (await provider.open("notes")).connections.open() is not writer
+        assert await store.connections.open() is not writer
         await provider.close()
     found = await contents(tmp_path / "data")
     assert (found["a"], found["c"]) == ("before", "after")
@@ -220,7 +223,7 @@ async def test_a_broken_connection_stays_broken_for_all_that_waits(
     """Each task between two writes ends a batch, so that all six are refused one by one."""
     settings = StorageSettings(profile="sqlite", directory=tmp_path)
     provider = await open_provider(settings)
-    store = await provider.open("notes")
+    store: Any = await provider.open("notes")
     writer = await store.connections.open()
     written = writer._write
     refusals = iter([apsw.IOError("the sync failed")])
@@ -228,7 +231,7 @@ async def test_a_broken_connection_stays_broken_for_all_that_waits(
     def write(batch: list[Any], now: int) -> int:
         if (refusal := next(refusals, None)) is not None:
             raise refusal
-        return written(batch, now)
+        return int(written(batch, now))
 
     monkeypatch.setattr(writer, "_write", write)
     gate = threading.Event()

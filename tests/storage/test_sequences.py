@@ -15,6 +15,7 @@ from strongroom.errors import KeyMissing, RevisionConflict
 from strongroom.settings import StorageSettings
 from strongroom.storage import Feature, KeyValueStore
 from strongroom.testing import ManualClock
+from strongroom.testing.trial import Make
 
 
 class Item(BaseModel):
@@ -85,7 +86,7 @@ class Sequence:
     def __init__(self, make_provider: Any, directory: Path) -> None:
         self.clock = ManualClock()
         self.model = Model(self.clock)
-        self._make = lambda: make_provider(StorageSettings(directory=directory), self.clock)
+        self._make: Any = lambda: make_provider(StorageSettings(directory=directory), self.clock)
         self._last = 0
 
     async def run(self, steps: list[tuple[Any, ...]]) -> None:
@@ -150,8 +151,11 @@ class Sequence:
             assert held is None
             assert default is None
         else:
-            assert item.n == (held.n if held else default) + 1
+            before = held.n if held else default
+            assert before is not None
+            assert item.n == before + 1
             entry = await self.store.entry(key)
+            assert entry is not None
             expires = held.expires if held else None
             self.model.put(key, item.n, self._grows(entry.revision), expires)
 
@@ -192,7 +196,9 @@ class Sequence:
                 if n is None:
                     self.model.drop(key)
                 else:
-                    revision = (await self.store.entry(key)).revision
+                    entry = await self.store.entry(key)
+                    assert entry is not None
+                    revision = entry.revision
                     assert revision > self._last
                     self.model.put(key, n, revision, self._expires(ttl))
             self._last = max([self._last, *(h.revision for h in self.model.alive().values())])
@@ -230,12 +236,16 @@ def run(make_provider: Any, steps: list[tuple[Any, ...]]) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
-def test_every_sequence_gives_what_the_model_gives(make_provider, steps) -> None:
+def test_every_sequence_gives_what_the_model_gives(
+    make_provider: Make, steps: list[tuple[Any, ...]]
+) -> None:
     run(make_provider, steps)
 
 
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
-def test_many_more_sequences_give_what_the_model_gives(make_provider, steps) -> None:
+def test_many_more_sequences_give_what_the_model_gives(
+    make_provider: Make, steps: list[tuple[Any, ...]]
+) -> None:
     run(make_provider, steps)

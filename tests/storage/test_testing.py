@@ -6,17 +6,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from strongroom.errors import StoreUnavailable
 from strongroom.storage import KeyValueStore, MemoryProvider
 from strongroom.testing import FaultyStore, leak_scan
+from support.notes import Note
 
 SECRET = "The vault's code is 7351, do not tell anyone of it."
-
-
-class Note(BaseModel):
-    text: str
 
 
 @pytest.fixture
@@ -74,7 +70,7 @@ def test_text_is_found_in_every_form_and_place(tmp_path: Path, form: bytes, offs
     leaks = leak_scan(tmp_path, [SECRET, "something else"])
     assert {(leak.path, leak.needle) for leak in leaks} == {(file, SECRET)}
     # One byte before: UTF-16 of one byte order behind a zero reads like the other.
-    assert min(leak.offset for leak in leaks) >= offset - 1
+    assert all(leak.offset is not None and leak.offset >= offset - 1 for leak in leaks)
 
 
 def test_text_is_found_in_the_pages_of_a_database_and_in_names(tmp_path: Path) -> None:

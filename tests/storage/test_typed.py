@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 from hypothesis import given
@@ -40,19 +40,26 @@ async def notes(provider: MemoryProvider) -> KeyValueStore[Note]:
     return await provider.get_kv_store(Note, "notes")
 
 
-async def test_a_record_is_a_format_a_version_and_json(provider, notes) -> None:
+async def test_a_record_is_a_format_a_version_and_json(
+    provider: MemoryProvider, notes: KeyValueStore[Note]
+) -> None:
     await notes.set("a", Note(text="Hello"))
     [record] = await (await provider.open("notes")).read(("a",))
+    assert record is not None
     assert record.value == bytes((FORMAT, 0, 0)) + b'{"text":"Hello","stars":null}'
 
 
-async def test_each_get_gives_a_fresh_object(notes) -> None:
+async def test_each_get_gives_a_fresh_object(notes: KeyValueStore[Note]) -> None:
     await notes.set("a", Note(text="Hello"))
-    (await notes.get("a")).text = "changed"
+    note = await notes.get("a")
+    assert note is not None
+    note.text = "changed"
     assert await notes.get("a") == Note(text="Hello")
 
 
-async def test_aliases_computed_fields_and_forbidden_extras_come_back(provider) -> None:
+async def test_aliases_computed_fields_and_forbidden_extras_come_back(
+    provider: MemoryProvider,
+) -> None:
     class Odd(BaseModel, extra="forbid"):
         name: str = Field(alias="n", serialization_alias="N")
         when: datetime
@@ -68,15 +75,17 @@ async def test_aliases_computed_fields_and_forbidden_extras_come_back(provider) 
 
 
 @pytest.mark.parametrize("value", [Pinned(text="x"), {"text": "x"}, None])
-async def test_only_the_model_itself_can_be_set(notes, value: Any) -> None:
+async def test_only_the_model_itself_can_be_set(notes: KeyValueStore[Note], value: Any) -> None:
     with pytest.raises(TypeError, match="keeps Note"):
         await notes.set("a", value)
     assert await notes.get("a") is None
 
 
-async def test_a_value_that_its_type_forbids_is_refused_before_it_is_stored(notes) -> None:
+async def test_a_value_that_its_type_forbids_is_refused_before_it_is_stored(
+    notes: KeyValueStore[Note],
+) -> None:
     note = Note(text="x")
-    note.stars = "many"
+    note.stars = cast("int", "many")
     with pytest.raises(RecordInvalid, match="'a' of 'notes' cannot be stored"):
         await notes.set("a", note)
 
@@ -107,7 +116,7 @@ class Wide(BaseModel):
     ],
 )
 async def test_what_could_not_be_read_again_is_refused_before_it_is_stored(
-    provider, value: BaseModel, field: str | None
+    provider: MemoryProvider, value: BaseModel, field: str | None
 ) -> None:
     store = await provider.get_kv_store(type(value), "orders")
     with pytest.raises(
@@ -159,7 +168,9 @@ def test_what_set_takes_get_gives_back(model: type[BaseModel], data: st.DataObje
     assert encoding.decode(Record("key", stored, 1, 0, 0)) == value
 
 
-async def test_a_record_that_no_longer_fits_names_namespace_key_and_field(provider, notes) -> None:
+async def test_a_record_that_no_longer_fits_names_namespace_key_and_field(
+    provider: MemoryProvider, notes: KeyValueStore[Note]
+) -> None:
     class Rated(BaseModel):
         text: str
         stars: int
@@ -172,7 +183,9 @@ async def test_a_record_that_no_longer_fits_names_namespace_key_and_field(provid
     assert "secret" not in str(raised.value)
 
 
-async def test_older_records_are_upgraded_step_by_step(provider, notes) -> None:
+async def test_older_records_are_upgraded_step_by_step(
+    provider: MemoryProvider, notes: KeyValueStore[Note]
+) -> None:
     class Text(BaseModel):
         body: str
         words: int
@@ -191,7 +204,9 @@ async def test_older_records_are_upgraded_step_by_step(provider, notes) -> None:
         await notes.get("b")
 
 
-async def test_an_upgrade_that_raises_names_its_step(provider, notes) -> None:
+async def test_an_upgrade_that_raises_names_its_step(
+    provider: MemoryProvider, notes: KeyValueStore[Note]
+) -> None:
     def drop(data: dict[str, Any]) -> dict[str, Any]:
         return {"text": data["nothing"]}
 
@@ -201,13 +216,17 @@ async def test_an_upgrade_that_raises_names_its_step(provider, notes) -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"\x01", b"\x02\0\0{}", b'{"text":"x"}', b"\x01\0\0{"])
-async def test_bytes_that_are_no_record_are_invalid(provider, notes, value: bytes) -> None:
+async def test_bytes_that_are_no_record_are_invalid(
+    provider: MemoryProvider, notes: KeyValueStore[Note], value: bytes
+) -> None:
     await (await provider.open("notes")).apply([Write("a", value)])
     with pytest.raises(RecordInvalid):
         await notes.get("a")
 
 
-async def test_create_wants_an_absent_key_and_update_a_present_one(notes) -> None:
+async def test_create_wants_an_absent_key_and_update_a_present_one(
+    notes: KeyValueStore[Note],
+) -> None:
     with pytest.raises(KeyMissing, match="'notes' has no record 'a'"):
         await notes.update("a", Note(text="x"))
     revision = await notes.create("a", Note(text="x"))
@@ -217,23 +236,23 @@ async def test_create_wants_an_absent_key_and_update_a_present_one(notes) -> Non
 
 
 @pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf"), timedelta.max])
-async def test_a_ttl_that_makes_no_sense_is_refused(notes, ttl: float) -> None:
+async def test_a_ttl_that_makes_no_sense_is_refused(notes: KeyValueStore[Note], ttl: float) -> None:
     with pytest.raises(ValueError, match="ttl is"):
         await notes.set("a", Note(text="x"), ttl=ttl)
 
 
-async def test_modify_leaves_the_default_as_it_was_given(notes) -> None:
+async def test_modify_leaves_the_default_as_it_was_given(notes: KeyValueStore[Note]) -> None:
     default = Note(text="x", stars=0)
 
     def star(note: Note) -> Note:
-        note.stars += 1
+        note.stars = (note.stars or 0) + 1
         return note
 
     assert await notes.modify("a", star, default=default) == Note(text="x", stars=1)
     assert default.stars == 0
 
 
-async def test_a_transaction_that_clashes_stores_nothing(notes) -> None:
+async def test_a_transaction_that_clashes_stores_nothing(notes: KeyValueStore[Note]) -> None:
     await notes.set("a", Note(text="1"))
     with pytest.raises(RevisionConflict):
         async with notes.transaction() as transaction:
@@ -246,7 +265,7 @@ async def test_a_transaction_that_clashes_stores_nothing(notes) -> None:
 
 
 @pytest.mark.parametrize("call", ["set", "create", "update"])
-async def test_no_write_takes_a_key_that_cannot_be(notes, call: str) -> None:
+async def test_no_write_takes_a_key_that_cannot_be(notes: KeyValueStore[Note], call: str) -> None:
     write: Callable[..., Any] = getattr(notes, call)
     for key in ("", "a\0b", "\ud800", "x" * 1025):
         with pytest.raises(InvalidKey):

@@ -1,4 +1,4 @@
-"""Sentinels and agents as processes of their own, started as a service manager starts them."""
+"""Sentinels and agents in their own processes, started as a service manager starts them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-PROGRAMS = Path(__file__).parent / "programs"
+PROGRAMS = Path(__file__).parents[1] / "fabric" / "programs"
 
 
 def free_port() -> int:
@@ -31,7 +31,7 @@ def environment(**variables: object) -> dict[str, str]:
 
 
 class Program:
-    """A process of one of the programs beside this file, or of any other."""
+    """A process that runs one of tests/fabric/programs, or another program."""
 
     def __init__(
         self, name: str, directory: Path, *arguments: str, python: str = sys.executable

@@ -1,7 +1,7 @@
-"""Runs the example's nodes as background processes of this machine; the Makefile calls it.
+"""Runs the nodes of examples/encrypted-storage in the background; its Makefile calls this.
 
-A node's process holds a lock on its pid file for as long as it lives, so a process id that was
-given to somebody else meanwhile is never taken for the node.
+A node holds a lock on its pid file while it lives. When it has died and its process id has passed
+to another program, the lock is free, and that program is left alone.
 """
 
 from __future__ import annotations
@@ -17,26 +17,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 
 from strongroom.keys.master import new_master_key
 from strongroom.testing import leak_scan
 
-EXAMPLE = Path(__file__).resolve().parent
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "encrypted-storage"
 NODES = {"sentinel": "sentinel.py", "agent": "storage_agent.py"}
 START_SECONDS = 30
 STOP_SECONDS = 10
 DEFAULT_PORT = 8000
 STORED = ["Hello, World!", "storage@fame.fabric", "fame.capability.agent"]
+STORAGE = """\
+FAME_STORAGE_PROFILE=encrypted-sqlite
+FAME_STORAGE_MASTER_KEY={key}
+FAME_STORAGE_DB_DIRECTORY=data/{name}
+"""
 
 
 class Failure(Exception):
-    """What to tell the user, and nothing else."""
+    """A message for the user, printed without a traceback."""
 
 
 class Home:
-    """Where a run of the example keeps its config, its data, and its process ids and logs."""
+    """A directory with the example's config, data, logs and process ids."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,25 +51,36 @@ class Home:
         self.data = path / "data"
         self.run = path / ".run"
 
+    # --- config -------------------------------------------------------------------------------
+
     def init(self) -> None:
-        """Make a new master key, and the environment of each node."""
+        """Make a new master key and the environment of each node; keep the former ones."""
         self.config.mkdir(parents=True, exist_ok=True)
-        url = _admission_url(DEFAULT_PORT)
-        storage = (
-            f"FAME_STORAGE_PROFILE=encrypted-sqlite\nFAME_STORAGE_MASTER_KEY={new_master_key()}\n"
-        )
-        self._write(
-            "sentinel",
-            f"FAME_LISTENER_PORT={DEFAULT_PORT}\n{storage}FAME_STORAGE_DB_DIRECTORY=data/sentinel\n",
-        )
-        self._write(
-            "agent",
-            f"FAME_DIRECT_ADMISSION_URL={url}\n{storage}FAME_STORAGE_DB_DIRECTORY=data/agent\n",
-        )
-        self._write("client", f"FAME_DIRECT_ADMISSION_URL={url}\n")
+        former = self._set_former_aside()
+        attach = f"FAME_DIRECT_ADMISSION_URL={_attach_url(DEFAULT_PORT)}\n"
+        key = new_master_key()
+        listen = f"FAME_LISTENER_PORT={DEFAULT_PORT}\n"
+        self._write("sentinel", listen + STORAGE.format(key=key, name="sentinel"))
+        self._write("agent", attach + STORAGE.format(key=key, name="agent"))
+        self._write("client", attach)
+        for name in NODES:
+            (self.data / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         print(f"Made a new master key in {self.config}/.env.*")
+        if former:
+            print(f"The former key is in {former}. To go back to it:")
+            print(f"    make stop && cp {former}/.env.* {self.config}/")
         if any(self.data.glob("*/*.db")):
-            print("The data here was stored under another key: keep that, or run `make clean`.")
+            print("The data here needs the former key: go back to it, or run `make clean`.")
+
+    def _set_former_aside(self) -> Path | None:
+        files = list(self.config.glob(".env.*"))
+        if not files:
+            return None
+        former = self.config / f"before-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}"
+        former.mkdir(mode=0o700)
+        for path in files:
+            path.rename(former / path.name)
+        return former
 
     def _write(self, name: str, text: str) -> None:
         path = self.config / f".env.{name}"
@@ -70,20 +88,20 @@ class Home:
         path.write_text(text)
 
     def environment(self, name: str, port: int | None) -> dict[str, str]:
-        """The environment of a node: its file's, and the port where one is asked for."""
+        """The environment of a node: its file's, and `port` if one is given."""
         lines = (self.config / f".env.{name}").read_text().splitlines()
         values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
         if port is not None and name == "sentinel":
             values["FAME_LISTENER_PORT"] = str(port)
         elif port is not None:
-            values["FAME_DIRECT_ADMISSION_URL"] = _admission_url(port)
-        others = {k: v for k, v in os.environ.items() if not k.startswith("FAME_")}
-        return {**others, **values}
+            values["FAME_DIRECT_ADMISSION_URL"] = _attach_url(port)
+        others = {key: value for key, value in os.environ.items() if not key.startswith("FAME_")}
+        return others | values
 
     # --- the nodes ----------------------------------------------------------------------------
 
     def start(self, port: int | None) -> None:
-        """Bring up the nodes that don't run yet, and wait until each is ready."""
+        """Start the nodes that don't run yet, and wait until each is ready."""
         if not (self.config / ".env.agent").exists():
             self.init()
         self.run.mkdir(parents=True, exist_ok=True)
@@ -101,11 +119,11 @@ class Home:
                 process = subprocess.Popen(
                     [sys.executable, EXAMPLE / NODES[name]],
                     cwd=self.path,
-                    env={**self.environment(name, port), "NOTIFY_SOCKET": ready.getsockname()},
+                    env=self.environment(name, port) | {"NOTIFY_SOCKET": ready.getsockname()},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=[pid_file.fileno()],  # with it goes the lock
+                    pass_fds=[pid_file.fileno()],  # the lock goes with it
                     start_new_session=True,
                 )
             pid_file.write(str(process.pid))
@@ -122,8 +140,8 @@ class Home:
                 if b"READY=1" in ready.recv(4096).split(b"\n"):
                     return
             if process.poll() is not None:
-                said = self.log(name).read_text(errors="replace").strip().splitlines()
-                reason = "\n".join(said[-3:]) or "it said nothing"
+                lines = self.log(name).read_text(errors="replace").strip().splitlines()
+                reason = "\n".join(lines[-3:]) or "Its log is empty."
                 raise Failure(f"The {name} ended with status {process.returncode}:\n{reason}")
         process.terminate()
         raise Failure(f"The {name} was not ready in {START_SECONDS} s; see {self.log(name)}")
@@ -144,15 +162,12 @@ class Home:
             print(f"The {name} has stopped.")
 
     def pid(self, name: str) -> int | None:
-        """The process id of a node that runs; None if it doesn't."""
-        try:
-            with (self.run / f"{name}.pid").open("r+") as pid_file:
-                try:
-                    fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return int(pid_file.read())
-        except FileNotFoundError:
-            pass
+        """The process id of a running node, else None."""
+        with contextlib.suppress(FileNotFoundError), (self.run / f"{name}.pid").open("r+") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(held.read())
         return None
 
     def log(self, name: str) -> Path:
@@ -174,29 +189,50 @@ class Home:
             raise Failure(f"The client ended with status {done.returncode}.")
 
     def clean(self) -> None:
-        """Remove data, configs with their secrets, and logs."""
+        """Stop the nodes; remove data, logs, and every key, the former ones too."""
         self.stop()
-        for directory in (self.data, self.run):
+        for directory in (self.data, self.run, *self.config.glob("before-*")):
             shutil.rmtree(directory, ignore_errors=True)
         for path in self.config.glob(".env.*"):
             path.unlink()
 
+    def status(self) -> None:
+        """Print which nodes run."""
+        for name in NODES:
+            pid = self.pid(name)
+            print(f"{name}: {f'runs (process {pid})' if pid else 'does not run'}")
 
-# --- commands ---------------------------------------------------------------------------------
+    def logs(self) -> None:
+        """Print the nodes' logs."""
+        for name in NODES:
+            print(f"--- {name}")
+            if self.log(name).exists():
+                print(self.log(name).read_text(errors="replace"), end="")
+
+    def files(self) -> None:
+        """List the files, and search each of them for what was stored."""
+        files = sorted(path for path in self.data.rglob("*") if path.is_file())
+        for path in files:
+            print(f"  {path.stat().st_size:>8} bytes  {path.relative_to(self.path)}")
+        stored = [*STORED, f"key_{time.time() * 1000:.0f}"[:9]]  # how today's keys begin
+        leaks = leak_scan(self.data, stored)
+        if leaks:
+            raise Failure("\n".join(str(leak) for leak in leaks))
+        size = sum(path.stat().st_size for path in files)
+        print(f"None of {', '.join(map(repr, stored))} is in any of these {size} bytes.")
 
 
-def demo(home: Home, port: int | None) -> None:
-    """The whole story on data of its own: store, look at the files, restart, find it again."""
+def demo(home: Home, port: int) -> None:
+    """Store a value, search the files for it, restart both nodes, and find it again."""
     home.clean()
-    port = port or _free_port()
     try:
-        _step("A sentinel and an agent start, with a master key just made")
+        _step("A sentinel and an agent start, with a new master key")
         home.init()
         home.start(port)
         _step("A client stores a value, reads it back, and lists all")
         home.client()
         _step("What is on disk while the nodes run")
-        show_files(home)
+        home.files()
         _step("Both nodes stop and start again")
         home.stop()
         home.start(port)
@@ -204,39 +240,10 @@ def demo(home: Home, port: int | None) -> None:
         home.client()
         _step("The nodes stop")
         home.stop()
-        show_files(home)
+        home.files()
     finally:
-        home.stop()
         home.clean()
         shutil.rmtree(home.path, ignore_errors=True)
-
-
-def show_files(home: Home) -> None:
-    """List the files, and look in each for what was stored."""
-    files = sorted(path for path in home.data.rglob("*") if path.is_file())
-    for path in files:
-        print(f"  {path.stat().st_size:>8} bytes  {path.relative_to(home.path)}")
-    stored = [*STORED, f"key_{time.time() * 1000:.0f}"[:9]]  # and how today's keys begin
-    leaks = leak_scan(home.data, stored)
-    if leaks:
-        raise Failure("\n".join(str(leak) for leak in leaks))
-    size = sum(path.stat().st_size for path in files)
-    print(f"None of {', '.join(map(repr, stored))} is in any of these {size} bytes.")
-
-
-def show_status(home: Home) -> None:
-    """Say of each node whether it runs."""
-    for name in NODES:
-        pid = home.pid(name)
-        print(f"{name}: {f'runs (process {pid})' if pid else 'does not run'}")
-
-
-def show_logs(home: Home) -> None:
-    """Print what each node has logged."""
-    for name in NODES:
-        print(f"--- {name}")
-        if home.log(name).exists():
-            print(home.log(name).read_text(errors="replace"), end="")
 
 
 def main() -> None:
@@ -245,21 +252,22 @@ def main() -> None:
     parser.add_argument("command", choices=commands)
     parser.add_argument("--port", type=_port, help=f"the sentinel's port (default {DEFAULT_PORT})")
     parser.add_argument(
-        "--home", type=Path, default=EXAMPLE, help="where config, data and logs are (default: here)"
+        "--home", type=Path, default=EXAMPLE, help="the directory of config, data and logs"
     )
     arguments = parser.parse_args()
-    sys.stdout.reconfigure(line_buffering=True)  # what the client prints comes in between
+    assert isinstance(sys.stdout, TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)  # so that the client's lines come in order
     home = Home(arguments.home.resolve())
-    actions = {
+    actions: dict[str, Callable[[], None]] = {
         "init": home.init,
         "start": lambda: home.start(arguments.port),
         "run": home.client,
         "run-verbose": lambda: home.client(verbose=True),
         "stop": home.stop,
-        "status": lambda: show_status(home),
-        "logs": lambda: show_logs(home),
+        "status": home.status,
+        "logs": home.logs,
         "clean": home.clean,
-        "demo": lambda: demo(Home(home.path / ".demo"), arguments.port),
+        "demo": lambda: demo(Home(home.path / ".demo"), arguments.port or _free_port()),
     }
     try:
         actions[arguments.command]()
@@ -269,7 +277,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _notify_socket() -> Iterator[socket.socket]:
-    """Where a node says that it is ready, as sd_notify(3) describes."""
+    """A socket on which a node reports that it is ready, as sd_notify(3) describes."""
     with (
         tempfile.TemporaryDirectory() as directory,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
@@ -279,7 +287,7 @@ def _notify_socket() -> Iterator[socket.socket]:
         yield ready
 
 
-def _admission_url(port: int) -> str:
+def _attach_url(port: int) -> str:
     return f"ws://127.0.0.1:{port}/fame/v1/attach/ws/downstream"
 
 

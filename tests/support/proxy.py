@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 
 class Proxy:
-    """Passes bytes on to `target`, until told otherwise."""
+    """Passes bytes on to `target`, unless it is cut or stalled."""
 
     def __init__(self, target: int) -> None:
         self.target = target

@@ -25,8 +25,10 @@ def fabric(hub: Sentinel, **settings: Any) -> Fabric:
 
 
 @asynccontextmanager
-async def trio_of(agent: BaseAgent[Any], address: str = ADDRESS) -> AsyncIterator[Sentinel]:
-    """A sentinel, `agent` on a node of its own, and a client that is current."""
+async def sentinel_agent_and_client(
+    agent: BaseAgent[Any], address: str = ADDRESS
+) -> AsyncIterator[Sentinel]:
+    """A sentinel, `agent` on its own node, and a client on the current fabric."""
     async with sentinel() as hub, fabric(hub) as node:
         await node.serve(agent, address)
         async with fabric(hub):
@@ -40,7 +42,7 @@ async def eventually(condition: Callable[[], object], within: float = 5.0) -> No
 
 
 class Probe(BaseAgent[Any]):
-    """An agent with an operation for each thing that can happen."""
+    """An agent with an operation for each outcome of a call."""
 
     def __init__(self) -> None:
         super().__init__()

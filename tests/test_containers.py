@@ -1,0 +1,135 @@
+"""The container files, as far as they can be checked without a container engine."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+import yaml
+
+from support.example import Example, running_example
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "encrypted-storage"
+SERVICES: dict[str, Any] = yaml.safe_load((EXAMPLE / "docker-compose.yml").read_text())["services"]
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Iterator[Example]:
+    with running_example(tmp_path) as example:
+        yield example
+
+
+def test_only_this_machine_reaches_the_sentinel() -> None:
+    published = {name: service.get("ports") for name, service in SERVICES.items()}
+    assert published == {"sentinel": ["127.0.0.1:8000:8000"], "agent": None, "client": None}
+
+
+def test_each_node_has_its_part_of_data_and_its_variables(example: Example) -> None:
+    example.make("init")
+    for name in ("sentinel", "agent"):
+        source, target = SERVICES[name]["volumes"][0].split(":")
+        assert len(SERVICES[name]["volumes"]) == 1
+        assert stat.S_IMODE((example.home / source).stat().st_mode) == 0o700
+        variables = (example.home / SERVICES[name]["env_file"]).read_text()
+        directory = PurePosixPath(target).relative_to("/work")  # where the programs run
+        assert f"FAME_STORAGE_DB_DIRECTORY={directory}\n" in variables
+    assert "MASTER_KEY" not in (example.home / SERVICES["client"]["env_file"]).read_text()
+    assert "volumes" not in SERVICES["client"]
+
+
+def test_each_service_runs_a_program_that_the_image_holds() -> None:
+    assert re.search(r"^COPY examples/encrypted-storage/\*\.py \./$", _dockerfile(), re.MULTILINE)
+    for service in SERVICES.values():
+        python, program = service["command"]
+        assert python == "python"
+        assert (EXAMPLE / program).exists()
+
+
+def test_a_node_is_healthy_only_while_it_answers(example: Example) -> None:
+    waits = {name: service.get("depends_on") for name, service in SERVICES.items()}
+    assert waits["agent"] == {"sentinel": {"condition": "service_healthy"}}
+    assert waits["client"] == {"agent": {"condition": "service_healthy"}}
+    example.make("start")
+    assert _is_healthy("sentinel", example.port)
+    assert _is_healthy("agent", example.port)
+    os.kill(example.pid("agent"), signal.SIGTERM)
+    while "agent: does not run" not in example.make("status"):
+        pass
+    assert _is_healthy("sentinel", example.port)
+    assert not _is_healthy("agent", example.port)
+    example.make("stop")
+    assert not _is_healthy("sentinel", example.port)
+
+
+def test_no_secret_gets_into_the_build() -> None:
+    example = "examples/encrypted-storage"
+    for secret in (
+        ".env",
+        f"{example}/.env",
+        f"{example}/config/.env.agent",
+        f"{example}/config/before-2026-01-01/.env.agent",
+        f"{example}/data/agent/__keystore_encrypted_value.db",
+        f"{example}/.run/agent.log",
+        "master.key",
+    ):
+        assert not _is_in_build_context(secret)
+
+
+def test_everything_that_the_image_copies_gets_into_the_build() -> None:
+    copied = re.findall(r"^COPY (.+) \S+$", _dockerfile(), re.MULTILINE)
+    names = [name for line in copied for name in line.split()]
+    assert "src" in names
+    for name in names:
+        found = list(ROOT.glob(name))
+        assert found
+        assert all(_is_in_build_context(str(path.relative_to(ROOT))) for path in found)
+
+
+def _dockerfile() -> str:
+    return (EXAMPLE / "Dockerfile").read_text()
+
+
+def _is_healthy(name: str, port: int) -> bool:
+    """Run a service's health check on this machine, where the sentinel has another port."""
+    kind, program, *arguments = SERVICES[name]["healthcheck"]["test"]
+    assert kind == "CMD"
+    url = SERVICES[name]["environment"].get("FAME_DIRECT_ADMISSION_URL", "")
+    return not subprocess.run(
+        [
+            Path(sys.executable).with_name(program),
+            *(argument.replace(":8000/", f":{port}/") for argument in arguments),
+        ],
+        env=os.environ
+        | {"FAME_DIRECT_ADMISSION_URL": url.replace("//sentinel:8000", f"//127.0.0.1:{port}")},
+        capture_output=True,
+        timeout=30,
+        check=False,
+    ).returncode
+
+
+def _is_in_build_context(name: str) -> bool:
+    """Whether .dockerignore lets a file in: the last matching line decides, as Docker has it."""
+    parents = [*reversed(PurePosixPath(name).parents), PurePosixPath(name)]
+    included = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.removeprefix("!").removeprefix("**/")
+        if (
+            line
+            and not line.startswith("#")
+            and any(
+                fnmatch.fnmatchcase(path.name if "**" in line else str(path), pattern)
+                for path in parents
+            )
+        ):
+            included = line.startswith("!")
+    return included
