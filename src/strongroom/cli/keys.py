@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
-from strongroom.admin.socket import operate
+from strongroom.admin import keys
 from strongroom.cli.output import (
     KEYSTORES,
     Directory,
     Json,
+    UsageError,
     new_file,
+    request,
     show,
     storage_settings,
     write,
@@ -58,7 +60,7 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
     path = (settings.directory or Path()) / KEYSTORES["encrypted-sqlite"]
     if not path.exists():
         raise KeystoreMissing(
-            f"{path} is not there. Try: --directory, or FAME_STORAGE_DB_DIRECTORY", path=path
+            f"{path} does not exist.", remedy="--directory, or FAME_STORAGE_DB_DIRECTORY", path=path
         )
     keystore = Keystore.open(path, master)
     found = {
@@ -104,22 +106,21 @@ def rotate(
     strongroom key rotate --data notes
     """
     if data:
-        arguments = {"namespaces": namespaces or None}
-        say = "{namespace} is under the new data key {key}."
-        _run(directory, "key.rotate-data", as_json=as_json, say=say, **arguments)
-        return
-    if namespaces or not (new_key_file or new_key_command):
-        raise typer.BadParameter(
-            "name the new key. Try: strongroom key new --out new.key; "
-            "strongroom key rotate --new-key-file new.key (or --data for data keys)"
+        text = "{namespace} now uses the new data key {key}."
+        items = request(directory, keys.rotate_data, namespaces=namespaces or None)
+    elif namespaces or not (new_key_file or new_key_command):
+        raise UsageError(
+            "The new master key is missing.",
+            remedy="strongroom key new --out new.key; strongroom key rotate --new-key-file "
+            "new.key (or --data for data keys)",
         )
-    source = StorageSettings(master_key_file=new_key_file, master_key_command=new_key_command)
-    master = read_master_key(source)
-    say = (
-        "The keystore is under the master key {fingerprint}. "
-        "Give it to the node before the next start."
-    )
-    _run(directory, "key.rotate-master", as_json=as_json, say=say, master_key=master.text)
+    else:
+        text = "The keystore now uses the master key {fingerprint}. "
+        text += "Set the new key for the node before you restart it."
+        source = StorageSettings(master_key_file=new_key_file, master_key_command=new_key_command)
+        master = read_master_key(source)
+        items = request(directory, keys.rotate_master, master_key=master.text)
+    asyncio.run(show(items, as_json=as_json, text=text.format_map))
 
 
 @key_app.command()
@@ -130,7 +131,7 @@ def status(directory: Directory = None, as_json: Json = False) -> None:
     strongroom key status
     """
     columns = ["namespace", "key", "state", "records", "bytes", "pages", "created"]
-    _run(directory, "key.status", as_json=as_json, columns=columns)
+    asyncio.run(show(request(directory, keys.status), as_json=as_json, columns=columns))
 
 
 @key_app.command()
@@ -167,7 +168,7 @@ def audit_show(directory: Directory = None, as_json: Json = False) -> None:
     strongroom audit show --json
     """
     columns = ["number", "time", "event", "namespace", "detail"]
-    _run(directory, "audit.show", as_json=as_json, columns=columns)
+    asyncio.run(show(request(directory, keys.show_audit), as_json=as_json, columns=columns))
 
 
 @audit_app.command(name="verify")
@@ -177,25 +178,8 @@ def audit_verify(directory: Directory = None, as_json: Json = False) -> None:
     \b
     strongroom audit verify
     """
-    say = "All {lines} lines of the audit log are there and unchanged."
-    _run(directory, "audit.verify", as_json=as_json, say=say)
-
-
-def _run(
-    directory: Path | None,
-    command: str,
-    *,
-    as_json: bool,
-    columns: list[str] | None = None,
-    say: str = "",
-    **arguments: Any,
-) -> None:
-    async def run() -> None:
-        async with operate(storage_settings(directory)) as ask:
-            items = ask(command, **arguments)
-            await show(items, as_json=as_json, columns=columns or (), say=say)
-
-    asyncio.run(run())
+    text = "All {lines} lines of the audit log are there and unchanged.".format_map
+    asyncio.run(show(request(directory, keys.verify_audit), as_json=as_json, text=text))
 
 
 def _give(name: str, text: str, out: Path | None, *, as_json: bool) -> None:

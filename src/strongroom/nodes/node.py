@@ -128,7 +128,7 @@ class Node:
             if self.storage.needs_directory:
                 from strongroom.admin.socket import admin_socket  # noqa: PLC0415  # loads SQLite
 
-                await opening.enter_async_context(admin_socket(self.storage, self.describe))
+                await opening.enter_async_context(admin_socket(self.storage, self))
             self._open = opening.pop_all()
 
     async def _open_delivery(self, opening: AsyncExitStack) -> None:
