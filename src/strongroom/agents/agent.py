@@ -172,7 +172,7 @@ class BaseAgent(Agent, Generic[S]):
 
         A StrongroomError ends the process with one line and the error's exit status.
         """
-        await run_until_stopped(lambda: self._served_at(address), log_level)
+        await run_until_stopped(self._served_at(address), log_level)
 
     def serve(self, address: str, *, log_level: str | int | None = None) -> None:
         """Serve this agent at `address` in an event loop of its own: uvloop's, if installed."""

@@ -143,7 +143,7 @@ class Sentinel(Fabric):
 
         A StrongroomError ends the process with one line and the error's exit status.
         """
-        await run_until_stopped(lambda: self, log_level)
+        await run_until_stopped(self, log_level)
 
     # --- life ---
 
