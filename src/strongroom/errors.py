@@ -118,7 +118,8 @@ E = TypeVar("E", bound=StrongroomError)
 
 
 def _rebuilt(kind: type[E], fields: dict[str, Any]) -> E:
-    error = kind.__new__(kind, fields["what"])
+    error = kind.__new__(kind)  # the constructors of some classes make `what` out of fields
+    error.args = (fields["what"],)
     vars(error).update(fields)
     return error
 
@@ -341,8 +342,6 @@ class KeyExists(RevisionConflict):
 
 class KeyMissing(StorageError, KeyError):
     """update() was called for a key that is not there."""
-
-    __str__ = StrongroomError.__str__  # KeyError would show the repr of the sentence
 
 
 class RecordInvalid(StorageError):
