@@ -10,6 +10,7 @@ from typing import Any
 from strongroom.admin.command import Administered, Command, OnProgress, utc, with_progress
 from strongroom.disk.header import PAGE_SIZE
 from strongroom.errors import NotSupported
+from strongroom.keys.keystore import DataKey
 from strongroom.keys.master import MasterKey
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.provider import SqliteProvider
@@ -64,28 +65,21 @@ async def status(node: Administered) -> AsyncGenerator[Any, None]:
     for namespace, entry in sorted(keystore.entries.items()):
         store = await provider.open(namespace)
         head = await store.on_writer(tables.head)
-        size = store.path.stat().st_size
         for key in entry.keys:
-            used = key.file_id == head.file_id
-            yield {
-                "namespace": namespace,
-                "key": key.id,
-                "state": entry.state.value if used else "next",
-                "created": utc(key.created),
-                "records": await store.count() if used else 0,
-                "bytes": size if used else 0,
-                "pages": size // PAGE_SIZE if used else 0,
-            }
+            if key.file_id == head.file_id:
+                size = store.path.stat().st_size
+                yield _key(namespace, key, entry.state.value, await store.count(), size)
+            else:
+                yield _key(namespace, key, "next")
     for retired in keystore.retired:
-        yield {
-            "namespace": retired.namespace,
-            "key": retired.key.id,
-            "state": "retired",
-            "created": utc(retired.key.created),
-            "records": 0,
-            "bytes": 0,
-            "pages": 0,
-        }
+        yield _key(retired.namespace, retired.key, "retired")
+
+
+def _key(
+    namespace: str, key: DataKey, state: str, records: int = 0, size: int = 0
+) -> dict[str, Any]:
+    found = {"namespace": namespace, "key": key.id, "state": state, "created": utc(key.created)}
+    return {**found, "records": records, "bytes": size, "pages": size // PAGE_SIZE}
 
 
 @Command

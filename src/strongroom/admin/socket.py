@@ -18,7 +18,7 @@ import struct
 from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol
+from typing import Any, ParamSpec
 
 import msgspec
 
@@ -212,17 +212,73 @@ def _possible_paths(directory: Path) -> list[Path]:
 # --- the operator's side ----------------------------------------------------------------------
 
 
-class Client(Protocol):
-    """What an operator's program asks: a running node, or a directory at rest."""
+class NodeClient:
+    """Runs commands in a running node."""
 
-    def request(
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def request(
         self, command: Command[P], /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncGenerator[Any, None]:
         """Run a command. Yields its items as JSON, and `Progress` in between.
 
         >>> async for item in client.request(records.stats, namespace="notes"):
         ...     print(item)
+
+        Raises:
+            OwnerUnreachable: The node stopped, or refuses this user.
         """
+        request = Request(command.name, command.pack(*args, **kwargs))
+        try:
+            self._writer.write(msgspec.json.encode(request) + b"\n")
+            await self._writer.drain()
+            while line := await self._reader.readline():
+                reply = msgspec.json.decode(line, type=Reply)
+                if reply.end:
+                    return
+                if reply.error is not None:
+                    raise StrongroomError.from_json(reply.error)
+                yield reply.progress or bytes(reply.item)
+        except OSError as error:
+            raise OwnerUnreachable(
+                f"The connection to the node was lost: {error}.", remedy="strongroom status"
+            ) from error
+        raise OwnerUnreachable(
+            "The node stopped before its answer was complete.", remedy="strongroom status"
+        )
+
+
+class DirectoryClient:
+    """Runs commands on a directory that no node uses."""
+
+    def __init__(self, directory: Administered) -> None:
+        self._directory = directory
+        self._requests: list[AsyncGenerator[Any, None]] = []
+
+    def request(
+        self, command: Command[P], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncGenerator[Any, None]:
+        """Run a command, as `NodeClient.request` does."""
+        items = _encoded(command.run(self._directory, command.pack(*args, **kwargs)))
+        self._requests.append(items)
+        return items
+
+    async def aclose(self) -> None:
+        """Close the provider, after every request: an unfinished export keeps its store open."""
+        for items in self._requests:
+            await items.aclose()
+        await self._directory.close()
+
+
+async def _encoded(items: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    async with contextlib.aclosing(items):
+        async for item in items:
+            yield item if isinstance(item, Progress) else msgspec.json.encode(item)
+
+
+Client = NodeClient | DirectoryClient
 
 
 @contextlib.asynccontextmanager
@@ -239,11 +295,11 @@ async def connect(settings: StorageSettings) -> AsyncIterator[Client]:
     if directory and (streams := await _open_socket(directory)):
         reader, writer = streams
         try:
-            yield _NodeClient(reader, writer)
+            yield NodeClient(reader, writer)
         finally:
             writer.close()
         return
-    async with contextlib.aclosing(_DirectoryClient(Administered(settings))) as client:
+    async with contextlib.aclosing(DirectoryClient(Administered(settings))) as client:
         yield client
 
 
@@ -269,60 +325,3 @@ async def _open_socket(directory: Path) -> tuple[asyncio.StreamReader, asyncio.S
         with contextlib.suppress(OSError):
             return await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
     return None
-
-
-class _NodeClient:
-    """Sends commands to a running node."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def request(
-        self, command: Command[P], /, *args: P.args, **kwargs: P.kwargs
-    ) -> AsyncGenerator[Any, None]:
-        request = Request(command.name, command.pack(*args, **kwargs))
-        try:
-            self._writer.write(msgspec.json.encode(request) + b"\n")
-            await self._writer.drain()
-            while line := await self._reader.readline():
-                reply = msgspec.json.decode(line, type=Reply)
-                if reply.end:
-                    return
-                if reply.error is not None:
-                    raise StrongroomError.from_json(reply.error)
-                yield reply.progress or bytes(reply.item)
-        except OSError as error:
-            raise OwnerUnreachable(
-                f"The connection to the node was lost: {error}.", remedy="strongroom status"
-            ) from error
-        raise OwnerUnreachable(
-            "The node stopped before its answer was complete.", remedy="strongroom status"
-        )
-
-
-class _DirectoryClient:
-    """Runs commands on a directory that no node uses."""
-
-    def __init__(self, directory: Administered) -> None:
-        self._directory = directory
-        self._requests: list[AsyncGenerator[Any, None]] = []
-
-    def request(
-        self, command: Command[P], /, *args: P.args, **kwargs: P.kwargs
-    ) -> AsyncGenerator[Any, None]:
-        items = _encoded(command.run(self._directory, command.pack(*args, **kwargs)))
-        self._requests.append(items)
-        return items
-
-    async def aclose(self) -> None:
-        """Close the provider, after every request: an unfinished export keeps its store open."""
-        for items in self._requests:
-            await items.aclose()
-        await self._directory.close()
-
-
-async def _encoded(items: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    async with contextlib.aclosing(items):
-        async for item in items:
-            yield item if isinstance(item, Progress) else msgspec.json.encode(item)

@@ -21,7 +21,6 @@ from strongroom.cli.output import (
     CLICK_USAGE_ERROR,
     Directory,
     Json,
-    as_strongroom_error,
     request,
     show,
     without_progress,
@@ -77,7 +76,8 @@ def main() -> None:
         remedy = "check that it exists and that you may use it"
         _fail(StrongroomError(f"{error}.", remedy=remedy), 1, as_json=as_json)
     except CLICK_USAGE_ERROR as error:  # only with --json: otherwise Click prints it
-        _fail(as_strongroom_error(error), 2, as_json=as_json)
+        usage = StrongroomError(error.format_message(), remedy="strongroom --help")
+        _fail(getattr(error, "error", usage), 2, as_json=as_json)
     except Exception as error:
         logging.getLogger("strongroom").debug("", exc_info=True)
         defect = StrongroomError(f"{type(error).__name__}: {error}. This is a defect.")
@@ -101,7 +101,7 @@ def _strongroom(
 
 @app.command()
 def sentinel() -> None:
-    """Run a sentinel, to which nodes attach, until SIGTERM or SIGINT.
+    """Run a sentinel, which connects nodes, until SIGTERM or SIGINT.
 
     \b
     strongroom sentinel
@@ -113,7 +113,7 @@ def sentinel() -> None:
 @app.command()
 def agent(
     which: Annotated[str, typer.Argument(metavar="MODULE:CLASS", help="A subclass of BaseAgent.")],
-    address: Annotated[str, typer.Option(help="Where it answers, such as echo@fame.fabric.")],
+    address: Annotated[str, typer.Option(help="The agent's address, such as echo@fame.fabric.")],
 ) -> None:
     """Run an agent until SIGTERM or SIGINT.
 
@@ -129,14 +129,16 @@ def call(
     operation: Annotated[str, typer.Argument(help="The operation's name.")],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(help="JSON or plain text each; name=... gives one by its name."),
+        typer.Argument(help="JSON or plain text, by position or as name=value."),
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print a stream's items.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 30.0,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print the items of a streaming operation.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the result.")] = 30.0,
 ) -> None:
-    """Call an operation of an agent, and print what it returns as JSON.
+    """Call an operation of an agent, and print its result as JSON.
 
-    The sentinel is that of FAME_DIRECT_ADMISSION_URL, else the one on this machine's port 8000.
+    The sentinel is the one at FAME_DIRECT_ADMISSION_URL, or else on this machine at port 8000.
 
     \b
     strongroom call storage@fame.fabric store_value key '"value"'
@@ -185,7 +187,7 @@ def _json_or_text(text: str) -> Any:
 
 @app.command()
 def status(directory: Directory = None, as_json: Json = False) -> None:
-    """Show the node that runs on a directory: its bindings, and a sentinel's nodes and routes.
+    """Show the running node of a directory: its bindings, and a sentinel's nodes and routes.
 
     \b
     strongroom status
@@ -206,10 +208,10 @@ def _status(found: dict[str, Any]) -> str:
 
 @app.command(name="doctor")
 def doctor_(directory: Directory = None, as_json: Json = False) -> None:
-    """Tell whether the data is safe: keys, modes, every page and every record.
+    """Check that the data is safe: keys, file modes, every page and every record.
 
-    On a directory that a node uses, the node looks; one at rest is looked at in private copies.
-    Nothing is changed.
+    If a node uses the directory, the node itself examines it. Otherwise private copies of its
+    files are examined. Nothing is changed.
 
     \b
     strongroom doctor
@@ -217,7 +219,8 @@ def doctor_(directory: Directory = None, as_json: Json = False) -> None:
     """
     problems = asyncio.run(_doctor(directory, as_json=as_json))
     if problems:
-        raise Unhealthy(f"Found {problems} problems.", remedy="the remedy of each")
+        count = "1 problem" if problems == 1 else f"{problems} problems"
+        raise Unhealthy(f"Found {count}.", remedy="the remedy beside each")
 
 
 async def _doctor(directory: Path | None, *, as_json: bool) -> int:

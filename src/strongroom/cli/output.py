@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ParamSpec
@@ -47,13 +47,6 @@ class UsageError(typer.BadParameter):
         super().__init__(str(self.error), param_hint=hint)
 
 
-def as_strongroom_error(error: Any) -> StrongroomError:
-    """A usage error of ours or of Click's, to be printed as JSON."""
-    if isinstance(error, UsageError):
-        return error.error
-    return StrongroomError(error.format_message(), remedy="strongroom --help")
-
-
 def storage_settings(directory: Path | None) -> StorageSettings:
     """The environment's settings for a directory. The names of its files show its profile."""
     settings = Settings.from_environment().storage
@@ -81,35 +74,37 @@ async def show(
     items: AsyncGenerator[Any, None],
     *,
     as_json: bool,
-    columns: Sequence[str] = (),
+    text: Callable[[Any], str] | None = None,
     kind: Any = Any,
-    text: Callable[[Any], str] = str,
     file: BinaryIO | None = None,
 ) -> int:
-    """Print what `request` yields, and return the number of items.
+    """Print the items of a `request` as JSON, as a text for each, or as a table.
 
     Args:
         items: What `request` yields.
-        as_json: Print the items as they are.
-        columns: Otherwise, print a table with these columns.
-        kind: Without columns, decode each item as this type,
-        text: and print this text of it.
-        file: Write to this file instead of standard output.
+        as_json: Print each item as it is.
+        text: The text of an item, for people. None: print a table.
+        kind: The type that `text` takes.
+        file: Write here instead of to standard output.
+
+    Returns:
+        The number of items.
     """
-    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, pad_edge=False)
-    count = 0
+    count, rows = 0, []
     printed = file is None and sys.stdout.isatty()
     async with aclosing(without_progress(items, printed=printed)) as shown:
         async for item in shown:
             count += 1
             if as_json:
                 write(item, file)
-            elif columns:
-                value = msgspec.json.decode(item)
-                table.add_row(*(_cell(value.get(name)) for name in columns))
-            else:
+            elif text is not None:
                 write(text(msgspec.json.decode(item, type=kind)).encode(), file)
-    if table.row_count:
+            else:
+                rows.append(msgspec.json.decode(item))
+    if rows:
+        table = Table(*(Column(name, no_wrap=True) for name in rows[0]), box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(_cell, row.values()))
         Console(width=WIDE).print(table)
     return count
 

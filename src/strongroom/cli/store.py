@@ -1,4 +1,4 @@
-"""`strongroom store`: what is kept, record by record."""
+"""`strongroom store`: the records in a data directory."""
 
 from __future__ import annotations
 
@@ -33,21 +33,20 @@ from strongroom.storage.records import MAX_VALUE_BYTES
 BATCH_RECORDS = 500
 BATCH_BYTES = 4 * 1024 * 1024
 
-app = typer.Typer(help="Look at what is kept, and change it.", no_args_is_help=True)
+app = typer.Typer(help="Show and change the records that a node stores.", no_args_is_help=True)
 
 Key = Annotated[str, typer.Argument(help="The record's key.")]
 
 
 @app.command()
 def ls(directory: Directory = None, as_json: Json = False) -> None:
-    """List the namespaces, with the number of their records.
+    """List the namespaces, with their number of records and their size.
 
     \b
     strongroom store ls
     strongroom store ls --directory data --json
     """
-    columns = ["namespace", "records", "bytes"]
-    asyncio.run(show(request(directory, records.ls), as_json=as_json, columns=columns))
+    asyncio.run(show(request(directory, records.ls), as_json=as_json))
 
 
 @app.command()
@@ -67,7 +66,7 @@ def get(
     key: Key,
     directory: Directory = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With revision, version and times.")
+        bool, typer.Option("--json", help="Print its revision, model version and times, too.")
     ] = False,
 ) -> None:
     """Print the value of a record, as JSON.
@@ -84,15 +83,15 @@ def get(
 def put(
     namespace: Namespace,
     key: Key,
-    value: Annotated[str, typer.Argument(help="JSON; - reads it from standard input.")],
+    value: Annotated[str, typer.Argument(help="JSON, or - to read it from standard input.")],
     version: Annotated[
         int | None,
-        typer.Option(help="The model version it is for [that of the record there, else 0]."),
+        typer.Option(help="The version of its model [that of the record it replaces, or 0]."),
     ] = None,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
-    """Store a record. Its expiry stays as it is.
+    """Store a record. If it replaces one, the expiry stays as it was.
 
     \b
     strongroom store put notes first '{"text": "Hello"}'
@@ -110,7 +109,7 @@ def put(
     items = request(
         directory, records.put, namespace=namespace, key=key, text=text, version=version
     )
-    said = "{key} is stored at revision {revision}.".format_map
+    said = "Stored {key} at revision {revision}.".format_map
     asyncio.run(show(items, as_json=as_json, text=said))
 
 
@@ -134,14 +133,14 @@ def delete(
 def scan(
     namespace: Namespace,
     prefix: Annotated[str, typer.Option(help="What the keys begin with.")] = "",
-    after: Annotated[str | None, typer.Option(help="Go on behind this key.")] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="At most so many.")] = None,
-    reverse: Annotated[bool, typer.Option("--reverse", help="From the last key.")] = False,
-    keys_only: Annotated[bool, typer.Option("--keys-only", help="Without the values.")] = False,
+    after: Annotated[str | None, typer.Option(help="Start after this key.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Maximum number of records.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Start at the last key.")] = False,
+    keys_only: Annotated[bool, typer.Option("--keys-only", help="Print no values.")] = False,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
-    """Print records in the order of their keys, however many there are.
+    """Print records in the order of their keys.
 
     \b
     strongroom store scan notes --prefix 2026- --limit 10
@@ -164,11 +163,11 @@ def scan(
 def watch(
     namespace: Namespace,
     prefix: Annotated[str, typer.Option(help="What the keys begin with.")] = "",
-    after: Annotated[int | None, typer.Option(help="Go on behind this revision.")] = None,
+    after: Annotated[int | None, typer.Option(help="Start after this revision [now].")] = None,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
-    """Print each change as it comes, until it is interrupted.
+    """Print each change when it happens, until you interrupt the command.
 
     \b
     strongroom store watch notes
@@ -184,7 +183,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="A new file [standard output].")] = None,
     directory: Directory = None,
 ) -> None:
-    """Write all records as of one moment, one JSON object on each line, in clear.
+    """Write all records of one moment, unencrypted, as one JSON object on each line.
 
     \b
     strongroom store export notes --out notes.jsonl
@@ -202,11 +201,13 @@ def export(
 @app.command(name="import")
 def import_(
     namespace: Namespace,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What export wrote.")],
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A file that export wrote.")
+    ],
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
-    """Store the records of a file. All lines are checked before the first is stored.
+    """Store the records of a file, after checking all of them.
 
     \b
     strongroom store import notes notes.jsonl
@@ -223,14 +224,13 @@ def import_(
 @app.command()
 def drop(
     namespace: Namespace,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
     """Delete a namespace: its data key first, then its file.
 
-    Copies of the file in backups cannot be read any more with the keystore from now on. Whoever
-    kept an older keystore and its master key can still read them.
+    Copies of the file in backups can then be read only with an older keystore and its master key.
 
     \b
     strongroom store drop notes
@@ -238,12 +238,12 @@ def drop(
     """
     if not yes:
         print(
-            f"All records of {namespace} go, and so does the key of its file: its copies in "
-            "backups cannot be read any more, except with an older keystore and its master key."
+            f"This deletes all records of {namespace} and the key of its file. Copies of the file "
+            "in backups can then be read only with an older keystore and its master key."
         )
         typer.confirm(f"Drop {namespace}?", abort=True)
     items = request(directory, records.drop, namespace=namespace)
-    text = "{namespace} is dropped, and its data key is destroyed.".format_map
+    text = "Dropped {namespace} and destroyed its data key.".format_map
     asyncio.run(show(items, as_json=as_json, text=text))
 
 
