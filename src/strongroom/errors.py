@@ -1,59 +1,19 @@
 """Every error that Strongroom raises, in one tree.
 
     StrongroomError
-    ├── SettingsError               a FAME_* variable is missing or has a value that is not allowed
-    │   ├── MasterKeyMissing        the storage profile encrypts, and no master key is set
-    │   ├── MasterKeyInvalid        the master key is malformed, or its file or command failed
-    │   └── UnknownProfile          FAME_STORAGE_PROFILE names no provider that can be loaded
-    ├── StorageError
-    │   ├── DirectoryError          the data directory as a whole cannot be used
-    │   │   ├── DirectoryInUse      another process is using it
-    │   │   ├── FilesystemUnsafe    its filesystem cannot keep what a store promises
-    │   │   ├── ProfileMismatch     its files are plain and the profile encrypts, or the reverse
-    │   │   ├── WrongMasterKey      the keystore was made with another master key
-    │   │   ├── KeystoreMissing     encrypted files, and no keystore to open them with
-    │   │   └── KeystoreOlder       the keystore was replaced by an older copy
-    │   ├── StoreError              one file cannot be used
-    │   │   ├── StoreMissing        the keystore knows the store, but its file does not exist
-    │   │   ├── StoreDamaged        bytes that were never valid
-    │   │   ├── StoreNotEncrypted   an encrypted file was replaced by a plain SQLite file
-    │   │   ├── ForeignStore        a file of another node
-    │   │   ├── StoreSwapped        a file of another namespace of this node
-    │   │   ├── StoreRolledBack     the file was replaced by an older copy
-    │   │   ├── FormatUnsupported   written by a newer Strongroom
-    │   │   ├── StoreUnavailable    the disk is full, read-only or failing, or the file was removed
-    │   │   ├── StoreClosed         used after close
-    │   │   └── StoreForked         used in a child process after a fork
-    │   ├── EngineUnsuitable        the installed SQLite cannot encrypt
-    │   ├── OwnerUnreachable        a command needs a running node, and none answers
-    │   ├── AuditBroken             a line of the audit log is missing or was changed
-    │   ├── ImportInvalid           a line of an import cannot be read
-    │   ├── Unhealthy               doctor found a problem
-    │   ├── InvalidNamespace        it does not exist, or its name is not allowed
-    │   ├── InvalidKey              not 1 to 1024 UTF-8 bytes without NUL
-    │   ├── ValueTooLarge           the encoded record is larger than the store accepts
-    │   ├── RevisionConflict        the record is at another revision than expected
-    │   │   └── KeyExists           create() of a key that exists
-    │   ├── KeyMissing              no record has this key (also a KeyError)
-    │   ├── RecordInvalid           a record does not fit its model
-    │   ├── WatchExpired            the store forgot what changed since the cursor
-    │   └── NotSupported            the provider does not have the feature
-    └── FabricError
-        ├── NoFabric                the code runs outside `async with Fabric()`
-        ├── InvalidAddress          not of the form participant@location
-        ├── ListenFailed            the listener's port is not available
-        ├── AttachFailed            the sentinel cannot be reached, or did not answer
-        │   └── AttachRefused       the sentinel refused this node
-        ├── ProtocolError           a peer sent what FAME does not allow
-        ├── MessageTooLarge         larger than a link carries (256 KiB)
-        └── CallError               a remote operation gave no result
-            ├── NoRoute             nothing is bound to the address; it did not run
-            ├── CallTimeout         no answer within the deadline; it may have run
-            ├── CallInterrupted     the agent or the connection was lost; it may have run
-            ├── UnknownOperation    the agent has no such operation
-            ├── InvalidArguments    the arguments do not fit the operation
-            ├── OperationFailed     the operation raised an exception
-            └── StreamStalled       its reader had stopped reading and held up others
+        SettingsError: MasterKeyMissing, MasterKeyInvalid, UnknownProfile
+        StorageError: EngineUnsuitable, OwnerUnreachable, AuditBroken, ImportInvalid, Unhealthy,
+                InvalidNamespace, InvalidKey, ValueTooLarge, KeyMissing, RecordInvalid,
+                WatchExpired, NotSupported
+            DirectoryError: DirectoryInUse, FilesystemUnsafe, ProfileMismatch, WrongMasterKey,
+                KeystoreMissing, KeystoreOlder
+            StoreError: StoreMissing, StoreDamaged, StoreNotEncrypted, ForeignStore, StoreSwapped,
+                StoreRolledBack, FormatUnsupported, StoreUnavailable, StoreClosed, StoreForked
+            RevisionConflict: KeyExists
+        FabricError: NoFabric, InvalidAddress, ListenFailed, ProtocolError, MessageTooLarge
+            AttachFailed: AttachRefused
+            CallError: NoRoute, CallTimeout, CallInterrupted, UnknownOperation, InvalidArguments,
+                OperationFailed, StreamStalled
 
 Each says what happened (`what`) and what to do about it (`remedy`); its facts are attributes.
 A node or a command that ends with an error exits with its `exit_code`; docs/errors.md lists them.

@@ -243,6 +243,17 @@ async def test_a_directory_without_data_is_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "nothing").exists()
 
 
+async def test_a_provider_of_ones_own_needs_no_directory(tmp_path: Path) -> None:
+    own = "strongroom.storage.memory:MemoryProvider"
+    async with connect(StorageSettings(profile=own)) as client:
+        await ask_for(client, records.put, namespace="notes", key="a", text="1")
+        [listed] = await ask_for(client, records.ls)
+        assert listed == {"namespace": "notes", "records": 1}
+    with pytest.raises(SettingsError, match="nothing"):
+        async with connect(StorageSettings(profile=own, directory=tmp_path / "nothing")):
+            pass
+
+
 async def test_an_owner_without_a_socket_is_told_of(settings: StorageSettings) -> None:
     provider = await open_provider(settings)
     try:

@@ -304,15 +304,13 @@ async def connect(settings: StorageSettings) -> AsyncIterator[Client]:
 
 
 def _checked_directory(settings: StorageSettings) -> Path | None:
-    directory = settings.directory
-    if settings.profile not in BUILT_IN:  # only the provider knows whether its data is there
-        return directory if directory and directory.exists() else None
-    if directory is None:
+    directory, built_in = settings.directory, settings.profile in BUILT_IN
+    if directory is None and built_in:  # other providers may keep their data elsewhere
         raise SettingsError(
             "FAME_STORAGE_DB_DIRECTORY is not set.",
             remedy="--directory data, or FAME_STORAGE_DB_DIRECTORY=data",
         )
-    if not any(directory.glob("*.db")):
+    if directory is not None and not any(directory.glob("*.db" if built_in else "*")):
         raise SettingsError(
             f"No node has kept data in {directory}.",
             remedy="another directory in FAME_STORAGE_DB_DIRECTORY",

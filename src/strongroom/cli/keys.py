@@ -37,7 +37,8 @@ audit_app = typer.Typer(
 @key_app.command()
 def new(
     out: Annotated[
-        Path | None, typer.Option(help="Write to this new file, mode 0600 [standard output].")
+        Path | None,
+        typer.Option(help="Write to this new file, mode 0600 [default: standard output]."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -83,7 +84,7 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
 @key_app.command()
 def rotate(
     namespaces: Annotated[
-        list[str] | None, typer.Argument(help="With --data: only these namespaces [all].")
+        list[str] | None, typer.Argument(help="With --data: only these namespaces [default: all].")
     ] = None,
     data: Annotated[
         bool, typer.Option("--data", help="Rotate data keys instead of the master key.")
@@ -140,7 +141,7 @@ def status(directory: Directory = None, as_json: Json = False) -> None:
 @key_app.command()
 def sheet(
     out: Annotated[
-        Path | None, typer.Option(help="Write to this new file [standard output].")
+        Path | None, typer.Option(help="Write to this new file [default: standard output].")
     ] = None,
     read: Annotated[
         Path | None,

@@ -187,7 +187,9 @@ def _json_or_text(text: str) -> Any:
 
 @app.command()
 def status(directory: Directory = None, as_json: Json = False) -> None:
-    """Show the running node of a directory: its bindings, and a sentinel's nodes and routes.
+    """Show the running node of a directory.
+
+    Shows its id, path and bindings; for a sentinel, also its nodes and their routes.
 
     \b
     strongroom status
@@ -208,10 +210,11 @@ def _status(found: dict[str, Any]) -> str:
 
 @app.command(name="doctor")
 def doctor_(directory: Directory = None, as_json: Json = False) -> None:
-    """Check that the data is safe: keys, file modes, every page and every record.
+    """Check that the data of a directory is safe.
 
-    If a node uses the directory, the node itself examines it. Otherwise private copies of its
-    files are examined. Nothing is changed.
+    Checks keys, file modes, free space, every page, every record and the audit log, and changes
+    nothing. If a node uses the directory, the node itself examines it. Otherwise private copies of
+    its files are examined.
 
     \b
     strongroom doctor

@@ -24,9 +24,13 @@ from strongroom.settings import Settings, StorageSettings
 
 Directory = Annotated[
     Path | None,
-    typer.Option("--directory", "-d", help="The data directory [FAME_STORAGE_DB_DIRECTORY]."),
+    typer.Option(
+        "--directory", "-d", help="The data directory [default: FAME_STORAGE_DB_DIRECTORY]."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on each line.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON, one object on each line; errors, too.")
+]
 Namespace = Annotated[str, typer.Argument(help="A namespace, as `strongroom store ls` shows it.")]
 
 WIDE = 1000  # columns: a table is never cut, since it may be piped

@@ -86,7 +86,9 @@ def put(
     value: Annotated[str, typer.Argument(help="JSON, or - to read it from standard input.")],
     version: Annotated[
         int | None,
-        typer.Option(help="The version of its model [that of the record it replaces, or 0]."),
+        typer.Option(
+            help="The version of its model [default: that of the record it replaces, or 0]."
+        ),
     ] = None,
     directory: Directory = None,
     as_json: Json = False,
@@ -132,7 +134,7 @@ def delete(
 @app.command()
 def scan(
     namespace: Namespace,
-    prefix: Annotated[str, typer.Option(help="What the keys begin with.")] = "",
+    prefix: Annotated[str, typer.Option(help="Only keys that begin with this.")] = "",
     after: Annotated[str | None, typer.Option(help="Start after this key.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Maximum number of records.")] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="Start at the last key.")] = False,
@@ -162,8 +164,10 @@ def scan(
 @app.command()
 def watch(
     namespace: Namespace,
-    prefix: Annotated[str, typer.Option(help="What the keys begin with.")] = "",
-    after: Annotated[int | None, typer.Option(help="Start after this revision [now].")] = None,
+    prefix: Annotated[str, typer.Option(help="Only keys that begin with this.")] = "",
+    after: Annotated[
+        int | None, typer.Option(help="Start after this revision [default: now].")
+    ] = None,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
@@ -180,7 +184,9 @@ def watch(
 @app.command()
 def export(
     namespace: Namespace,
-    out: Annotated[Path | None, typer.Option(help="A new file [standard output].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this new file [default: standard output].")
+    ] = None,
     directory: Directory = None,
 ) -> None:
     """Write all records of one moment, unencrypted, as one JSON object on each line.
