@@ -162,7 +162,9 @@ def sheet(
     try:
         text = sys.stdin.read() if str(read) == "-" else read.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise MasterKeyInvalid(f"{read} cannot be read: {error}.") from error
+        raise MasterKeyInvalid(
+            f"{read} cannot be read: {error}.", remedy="a sheet that strongroom key sheet wrote"
+        ) from error
     _give("key", read_sheet(text) + "\n", out, as_json=as_json)
 
 

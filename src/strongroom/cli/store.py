@@ -318,5 +318,8 @@ def _read(file: Path, lines: BinaryIO) -> Iterator[tuple[int, ExportedRecord]]:
                 remedy="a file that strongroom store export wrote",
             ) from None
         if len(value or b"") > MAX_VALUE_BYTES:
-            raise ImportInvalid(f"Line {number} of {file} is too long. Nothing was stored.")
+            raise ImportInvalid(
+                f"The value in line {number} of {file} is larger than 64 MiB. Nothing was stored.",
+                remedy="the file without this record",
+            )
         yield len(line), record
