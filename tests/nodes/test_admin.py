@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from strongroom.admin import health, keys, records
-from strongroom.admin.command import Administered, Command, Progress
+from strongroom.admin.command import Administered, Command, OnProgress, Progress, with_progress
 from strongroom.admin.socket import COMMANDS, Client, admin_socket, connect
 from strongroom.errors import (
     InvalidNamespace,
@@ -233,6 +235,27 @@ async def test_an_export_that_is_left_does_not_hold_up_the_end(settings: Storage
         async with asyncio.timeout(10), connect(settings) as client:
             async for _ in client.request(records.export, namespace="notes"):
                 raise BrokenPipeError
+
+
+async def test_a_command_that_is_left_ends_its_thread() -> None:
+    ended = threading.Event()
+
+    def read(report: OnProgress) -> None:
+        try:
+            while True:
+                report("notes", 1, 2)
+                time.sleep(0.001)
+        finally:
+            ended.set()
+
+    async def work(report: OnProgress) -> list[str]:
+        await asyncio.to_thread(read, report)
+        return []
+
+    items = with_progress(work)
+    assert await anext(items) == Progress("notes", 1, 2)
+    await items.aclose()
+    assert await asyncio.to_thread(ended.wait, 5)
 
 
 async def test_a_directory_without_data_is_not_made(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_type_hints
 
@@ -130,7 +130,7 @@ class Command(Generic[P]):
 
 
 async def with_progress(
-    work: Callable[[OnProgress], Awaitable[Iterable[T]]],
+    work: Callable[[OnProgress], Coroutine[Any, Any, Iterable[T]]],
 ) -> AsyncGenerator[Progress | T, None]:
     """Yield the progress that `work` reports, and then each item of its result.
 
@@ -141,11 +141,11 @@ async def with_progress(
     reports: asyncio.Queue[Progress | None] = asyncio.Queue()
 
     def report(what: str, done: int, total: int) -> None:
-        if task.done():  # cancelled, and its thread is still reading
+        if task.done() or task.cancelling():  # and its thread is still reading
             raise RuntimeError("The operator has left.")
         loop.call_soon_threadsafe(reports.put_nowait, Progress(what, done, total))
 
-    task = asyncio.ensure_future(work(report))
+    task = asyncio.create_task(work(report))
     task.add_done_callback(lambda _: reports.put_nowait(None))
     try:
         while (progress := await reports.get()) is not None:

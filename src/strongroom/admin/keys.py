@@ -67,7 +67,7 @@ async def status(node: Administered) -> AsyncGenerator[Any, None]:
         head = await store.on_writer(tables.head)
         for key in entry.keys:
             if key.file_id == head.file_id:
-                size = store.path.stat().st_size
+                size = provider.files.path(namespace).stat().st_size
                 yield _key(namespace, key, entry.state.value, await store.count(), size)
             else:
                 yield _key(namespace, key, "next")

@@ -13,6 +13,7 @@ import msgspec
 from strongroom.admin.command import EPOCH, Administered, Command, Progress, utc
 from strongroom.errors import InvalidNamespace, KeyMissing, NotSupported
 from strongroom.storage.encoding import join, split
+from strongroom.storage.provider import StorageProvider
 from strongroom.storage.records import (
     PAGE_RECORDS,
     Feature,
@@ -89,7 +90,7 @@ async def ls(node: Administered) -> AsyncGenerator[Any, None]:
     provider = await node.provider()
     for namespace in await provider.namespaces():
         store = await provider.open(namespace)
-        yield {"namespace": namespace, "records": await store.count(), **_file(store)}
+        yield {"namespace": namespace, "records": await store.count(), **_file(provider, namespace)}
 
 
 @Command
@@ -100,7 +101,7 @@ async def stats(node: Administered, *, namespace: str) -> AsyncGenerator[Any, No
     found = {"namespace": namespace, "records": await store.count()}
     if Feature.WATCH in store.features:
         found["revision"] = (await store.changes(None)).cursor
-    found |= _file(store)
+    found |= _file(provider, namespace)
     if isinstance(provider, SqliteProvider):
         entry = provider.files.keystore.entries[namespace]
         found |= {"key": entry.key.id, "state": entry.state.value}
@@ -272,6 +273,8 @@ def _require(store: RecordStore, feature: Feature) -> None:
         )
 
 
-def _file(store: RecordStore) -> dict[str, int]:
-    """The size of the store's file, if it is in a file."""
-    return {"bytes": store.path.stat().st_size} if isinstance(store, SqliteStore) else {}
+def _file(provider: StorageProvider, namespace: str) -> dict[str, int]:
+    """The size of the namespace's file, if the provider keeps files."""
+    if not isinstance(provider, SqliteProvider):
+        return {}
+    return {"bytes": provider.files.path(namespace).stat().st_size}
