@@ -161,6 +161,11 @@ class ProgressBar(rich.progress.Progress):
             total=progress.total,
         )
 
+    def stop(self) -> None:
+        """Remove the bar, if it was shown: older versions of rich print an empty line otherwise."""
+        if self.live.is_started:
+            super().stop()
+
 
 def new_file(path: Path) -> BinaryIO:
     """Make a file that only its owner can read. A file that exists is not overwritten."""
