@@ -1,64 +1,22 @@
 """Every error that Strongroom raises, in one tree.
 
-    StrongroomError
-    ├── NotStarted                  a provider or a node was used before it was started
-    ├── SettingsError               a FAME_* variable is missing or cannot be understood
-    │   ├── MasterKeyMissing        the profile is encrypted and no master key was given
-    │   ├── MasterKeyInvalid        the master key is too short, or its source failed
-    │   └── UnknownProfile          FAME_STORAGE_PROFILE names no provider
-    ├── StorageError
-    │   ├── DirectoryError          the data directory as a whole cannot be used
-    │   │   ├── DirectoryInUse      another process owns it
-    │   │   ├── FilesystemUnsafe    its filesystem cannot keep what a store promises
-    │   │   ├── ProfileMismatch     plain files under the encrypted profile, or the reverse
-    │   │   ├── WrongMasterKey      the keystore opens with another master key
-    │   │   ├── KeystoreMissing     encrypted files, and no keystore to open them with
-    │   │   └── KeystoreOlder       an older keystore was put in the place of the current one
-    │   ├── StoreError              one file cannot be used
-    │   │   ├── StoreMissing        the keystore knows the store, its file is gone
-    │   │   ├── StoreDamaged        bytes that were never valid
-    │   │   ├── StoreNotEncrypted   a plain SQLite file in the place of an encrypted one
-    │   │   ├── ForeignStore        a file of another node
-    │   │   ├── StoreSwapped        a file of another namespace of this node
-    │   │   ├── StoreRolledBack     an older copy of the file was put back
-    │   │   ├── FormatUnsupported   written by a newer Strongroom
-    │   │   ├── StoreUnavailable    the disk refused (full, read-only, I/O error, file gone)
-    │   │   ├── StoreClosed         used after close
-    │   │   └── StoreForked         used in a child process after a fork
-    │   ├── EngineUnsuitable        the installed SQLite cannot encrypt
-    │   ├── OwnerUnreachable        a running node was to be asked, and does not answer
-    │   ├── AuditBroken             the audit log lacks a line, or one was changed
-    │   ├── ImportInvalid           a line of an export cannot be read
-    │   ├── Unhealthy               doctor found something that needs a hand
-    │   ├── InvalidNamespace
-    │   ├── InvalidKey
-    │   ├── ValueTooLarge
-    │   ├── RevisionConflict        the record changed, a condition does not hold
-    │   │   └── KeyExists           create() of a key that is there
-    │   ├── KeyMissing              update() of a key that is not there (also a KeyError)
-    │   ├── RecordInvalid           a record does not fit its model
-    │   ├── WatchExpired            the cursor is older than the deletions remembered
-    │   └── NotSupported            the provider declares that it lacks the feature
-    └── FabricError
-        ├── NoFabric                no fabric is current here
-        ├── InvalidAddress
-        ├── ListenFailed            the listener's port cannot be had
-        ├── AttachFailed            the sentinel cannot be reached, or did not answer
-        │   └── AttachRefused       it answered no
-        ├── ProtocolError           a peer sent what FAME does not allow
-        ├── MessageTooLarge
-        └── CallError               a remote operation gave no result
-            ├── NoRoute             nobody is bound to the address; nothing ran
-            ├── CallTimeout         no answer within the deadline; it may have run
-            ├── CallInterrupted     the agent or the link went in mid-call; it may have run
-            ├── UnknownOperation    the agent has no such operation
-            ├── InvalidArguments    the arguments do not fit the operation
-            ├── OperationFailed     the operation raised
-            └── StreamStalled       the reader of a stream took nothing for too long
+    StrongroomError: NotStarted
+        SettingsError: MasterKeyMissing, MasterKeyInvalid, UnknownProfile
+        StorageError: EngineUnsuitable, OwnerUnreachable, AuditBroken, ImportInvalid, Unhealthy,
+                InvalidNamespace, InvalidKey, ValueTooLarge, KeyMissing, RecordInvalid,
+                WatchExpired, NotSupported
+            DirectoryError: DirectoryInUse, FilesystemUnsafe, ProfileMismatch, WrongMasterKey,
+                KeystoreMissing, KeystoreOlder
+            StoreError: StoreMissing, StoreDamaged, StoreNotEncrypted, ForeignStore, StoreSwapped,
+                StoreRolledBack, FormatUnsupported, StoreUnavailable, StoreClosed, StoreForked
+            RevisionConflict: KeyExists
+        FabricError: NoFabric, InvalidAddress, ListenFailed, ProtocolError, MessageTooLarge
+            AttachFailed: AttachRefused
+            CallError: NoRoute, CallTimeout, CallInterrupted, UnknownOperation, InvalidArguments,
+                OperationFailed, StreamStalled
 
-Each says what happened (`what`), what to do next (`remedy`), and carries the facts as attributes.
-`exit_code` is the status with which a node or a command ends when the error reaches its top;
-docs/errors.md holds the table.
+Each says what happened (`what`) and what to do about it (`remedy`); its facts are attributes.
+A node or a command that ends with an error exits with its `exit_code`; docs/errors.md lists them.
 """
 
 from __future__ import annotations
@@ -119,7 +77,8 @@ E = TypeVar("E", bound=StrongroomError)
 
 
 def _rebuilt(kind: type[E], fields: dict[str, Any]) -> E:
-    error = kind.__new__(kind, fields["what"])
+    error = kind.__new__(kind)  # the constructors of some classes make `what` out of fields
+    error.args = (fields["what"],)
     vars(error).update(fields)
     return error
 
@@ -136,19 +95,19 @@ class NotStarted(StrongroomError):
 
 
 class SettingsError(StrongroomError):
-    """A FAME_* variable is missing or cannot be understood."""
+    """A FAME_* variable is missing or has a value that is not allowed."""
 
     exit_code = 10
 
 
 class MasterKeyMissing(SettingsError):
-    """The storage profile is encrypted and no master key was given."""
+    """The storage profile encrypts, and no master key is set."""
 
     exit_code = 11
 
 
 class MasterKeyInvalid(SettingsError):
-    """The master key is too short or malformed, or the file or command that holds it failed."""
+    """The master key is too short or malformed, or its file or command failed."""
 
     exit_code = 12
 
@@ -163,13 +122,13 @@ class UnknownProfile(SettingsError):
 
 
 class StorageError(StrongroomError):
-    """The base of all errors of storage."""
+    """The base of all storage errors."""
 
     exit_code = 20
 
 
 class DirectoryError(StorageError):
-    """The data directory as a whole cannot be used. `path` is the directory or the file in it."""
+    """The data directory cannot be used. `path` is the directory or the file in it."""
 
     def __init__(self, what: str, *, remedy: str | None = None, path: Path | None = None) -> None:
         super().__init__(what, remedy=remedy)
@@ -177,43 +136,43 @@ class DirectoryError(StorageError):
 
 
 class DirectoryInUse(DirectoryError):
-    """Another process owns the data directory."""
+    """Another process is using the data directory."""
 
     exit_code = 21
 
 
 class FilesystemUnsafe(DirectoryError):
-    """The filesystem cannot keep what a store promises."""
+    """The directory's filesystem cannot keep what a store promises."""
 
     exit_code = 22
 
 
 class ProfileMismatch(DirectoryError):
-    """The directory holds plain files and the profile is encrypted, or the reverse."""
+    """The directory holds plain files and the profile encrypts, or the reverse."""
 
     exit_code = 23
 
 
 class WrongMasterKey(DirectoryError):
-    """The keystore was made under another master key."""
+    """The keystore was made with another master key."""
 
     exit_code = 24
 
 
 class KeystoreMissing(DirectoryError):
-    """The directory holds encrypted stores, and no keystore to open them with."""
+    """The directory holds encrypted stores, but no keystore to open them with."""
 
     exit_code = 25
 
 
 class KeystoreOlder(DirectoryError):
-    """An older copy of the keystore stands in the place of the current one."""
+    """The keystore was replaced by an older copy."""
 
     exit_code = 26
 
 
 class StoreError(StorageError):
-    """One store cannot be used. `path` is its file, `namespace` its name, where they are known."""
+    """One store cannot be used. `path` is its file and `namespace` its name, if known."""
 
     def __init__(
         self,
@@ -229,7 +188,7 @@ class StoreError(StorageError):
 
 
 class StoreMissing(StoreError):
-    """The keystore knows the store, and its file is not there."""
+    """The keystore has the store's key, but the store's file does not exist."""
 
     exit_code = 27
 
@@ -241,13 +200,13 @@ class StoreDamaged(StoreError):
 
 
 class StoreNotEncrypted(StoreError):
-    """A plain SQLite file stands in the place of an encrypted one."""
+    """An encrypted file was replaced by a plain SQLite file."""
 
     exit_code = 29
 
 
 class ForeignStore(StoreError):
-    """The file belongs to another node, or to a newer keystore than the one here."""
+    """The file belongs to another node, or to a newer keystore than this one."""
 
     exit_code = 30
 
@@ -259,19 +218,19 @@ class StoreSwapped(StoreError):
 
 
 class StoreRolledBack(StoreError):
-    """The file is an older copy of the store."""
+    """The file was replaced by an older copy."""
 
     exit_code = 32
 
 
 class FormatUnsupported(StoreError):
-    """The file's format is unknown to this version."""
+    """This version does not know the file's format."""
 
     exit_code = 33
 
 
 class StoreUnavailable(StoreError):
-    """The disk refused: full, read-only, an I/O error, or the file is gone from its place."""
+    """The disk is full or read-only, an I/O error happened, or the file was removed."""
 
     exit_code = 34
 
@@ -285,37 +244,37 @@ class StoreForked(StoreError):
 
 
 class EngineUnsuitable(StorageError):
-    """The installed SQLite cannot encrypt, or not in the way that the file format needs."""
+    """The installed SQLite cannot encrypt in the way that the file format needs."""
 
     exit_code = 35
 
 
 class OwnerUnreachable(StorageError):
-    """A running node was to be asked over its admin socket, and there is none, or no answer."""
+    """The command needs a running node, and none answers at the admin socket."""
 
     exit_code = 36
 
 
 class AuditBroken(StorageError):
-    """The audit log lacks a line, or one was changed."""
+    """A line of the audit log is missing or was changed."""
 
     exit_code = 37
 
 
 class ImportInvalid(StorageError):
-    """A line that was to be imported cannot be read; nothing was stored."""
+    """A line of an import cannot be read; nothing was stored."""
 
     exit_code = 38
 
 
 class Unhealthy(StorageError):
-    """`strongroom doctor` found something that needs a hand."""
+    """`strongroom doctor` found a problem."""
 
     exit_code = 39
 
 
 class InvalidNamespace(StorageError, ValueError):
-    """The namespace's name is not allowed, or differs from another's only in case."""
+    """The namespace does not exist, or its name is not allowed."""
 
 
 class InvalidKey(StorageError, ValueError):
@@ -323,11 +282,11 @@ class InvalidKey(StorageError, ValueError):
 
 
 class ValueTooLarge(StorageError, ValueError):
-    """The encoded record is larger than the store takes."""
+    """The encoded record is larger than the store accepts."""
 
 
 class RevisionConflict(StorageError):
-    """A condition does not hold: the record is at revision `found` (0: absent), not `expected`."""
+    """The record is at revision `found` (0: it does not exist), not at `expected`."""
 
     def __init__(self, key: str, *, expected: int, found: int) -> None:
         is_at = f"is at revision {found}" if found else "does not exist"
@@ -341,17 +300,15 @@ class RevisionConflict(StorageError):
 
 
 class KeyExists(RevisionConflict):
-    """create() was called for a key that is there."""
+    """create() was called for a key that exists."""
 
 
 class KeyMissing(StorageError, KeyError):
-    """update() was called for a key that is not there."""
-
-    __str__ = StrongroomError.__str__  # KeyError would show the repr of the sentence
+    """The operation needs a record with this key, and there is none."""
 
 
 class RecordInvalid(StorageError):
-    """A record, stored or to be, does not fit its model. Names `namespace`, `key` and `field`."""
+    """A record does not fit its model. Has the `namespace`, `key` and `field`."""
 
     def __init__(
         self,
@@ -369,32 +326,32 @@ class RecordInvalid(StorageError):
 
 
 class WatchExpired(StorageError):
-    """The cursor is older than the deletions that the store remembers: list again, then watch."""
+    """The store no longer remembers what changed since the cursor."""
 
 
 class NotSupported(StorageError):
-    """The provider declares that it lacks the feature."""
+    """The provider does not have the feature or the command."""
 
 
 # --- fabric -----------------------------------------------------------------------------------
 
 
 class FabricError(StrongroomError):
-    """The base of all errors of messaging."""
+    """The base of all messaging errors."""
 
     exit_code = 40
 
 
 class NoFabric(FabricError):
-    """No fabric is current here: wrap the code in `async with Fabric():`."""
+    """This code runs outside `async with Fabric():`."""
 
 
 class InvalidAddress(FabricError, ValueError):
-    """An address is `participant@location`."""
+    """The address is not of the form `participant@location`."""
 
 
 class ListenFailed(FabricError):
-    """The listener's host and port cannot be had."""
+    """The listener's host and port are not available."""
 
     exit_code = 41
 
@@ -438,19 +395,19 @@ class CallError(FabricError):
 
 
 class NoRoute(CallError):
-    """Nobody is bound to the address: nothing ran."""
+    """Nothing is bound to the address; the operation did not run."""
 
     exit_code = 51
 
 
 class CallTimeout(CallError, TimeoutError):
-    """No answer came within the deadline: the operation may have run."""
+    """No answer came within the deadline; the operation may have run."""
 
     exit_code = 52
 
 
 class CallInterrupted(CallError):
-    """The agent or the link went in mid-call: the operation may have run."""
+    """The agent or the connection was lost during the call; the operation may have run."""
 
     exit_code = 53
 
@@ -462,16 +419,16 @@ class UnknownOperation(CallError):
 
 
 class InvalidArguments(CallError):
-    """The arguments do not fit the operation; `data` holds the detail of each."""
+    """The arguments do not fit the operation; `data` has the detail of each."""
 
     exit_code = 55
 
 
 class OperationFailed(CallError):
-    """The operation raised; the message is that of its exception."""
+    """The operation raised an exception, whose message this is."""
 
     exit_code = 56
 
 
 class StreamStalled(CallError):
-    """The reader took nothing for so long that the stream was ended for the others' sake."""
+    """The stream was ended because its reader had stopped reading and was holding up others."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import io
 import json
+import os
+import pty
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,7 +177,7 @@ def test_keys_are_made_checked_and_rotated(run: Run, tmp_path: Path) -> None:
     assert run("key", "check").code == 24
     (tmp_path / "new.key").replace(tmp_path / "master.key")
     assert run("key", "check").code == 0
-    assert "notes is under the new data key" in run("key", "rotate", "--data").out
+    assert "notes now uses the new data key" in run("key", "rotate", "--data").out
     states = run("key", "status", "--json").json
     assert {s["state"] for s in states} == {"live", "retired"}
     assert sum(s["records"] for s in states if s["namespace"] == "notes") == 3
@@ -207,6 +213,31 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(run: Run, tmp_path: Path
     assert "2 problems" in done.err
 
 
+def test_doctor_says_nothing_twice_when_the_node_stops_in_the_middle(
+    run: Run, tmp_path: Path
+) -> None:
+    found = (tmp_path / "data").stat()
+    (tmp_path / "strongroom").mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as node:
+        node.bind(str(tmp_path / "strongroom" / f"{found.st_dev:x}-{found.st_ino:x}.sock"))
+        node.listen()
+
+        def answer_half() -> None:
+            with node.accept()[0] as operator:
+                operator.recv(4096)
+                operator.sendall(b'{"item": {"level": "ok", "what": "The first finding."}}\n')
+
+        stopping = threading.Thread(target=answer_half)
+        stopping.start()
+        done = run("doctor")
+        stopping.join()
+    assert done.code == 36
+    assert [line.split(maxsplit=1) for line in done.out.splitlines()] == [
+        ["ok", "The first finding."]
+    ]
+    assert "before its answer was complete" in done.err
+
+
 def test_the_audit_log_is_shown_and_verified(run: Run) -> None:
     assert "opened" in run("audit", "show").out
     assert "are there and unchanged" in run("audit", "verify").out
@@ -222,7 +253,7 @@ def test_the_audit_log_is_shown_and_verified(run: Run) -> None:
         (("store", "ls", "-d", "nowhere"), 10, "Try: another directory"),
         (("status",), 36, "Try: strongroom sentinel"),
         (("agent", "nothing:Here", "--address", "a@b"), 2, "Try: my_module:MyAgent"),
-        (("agent", "json:JSONDecoder", "--address", "a@b"), 2, "no BaseAgent"),
+        (("agent", "json:JSONDecoder", "--address", "a@b"), 2, "not a subclass of BaseAgent"),
         (("nonsense",), 2, "--help"),
         (("key", "sheet", "--read", "nowhere"), 12, "cannot be read"),
     ],
@@ -233,6 +264,131 @@ def test_a_mistake_gets_a_sentence_and_an_exit_status(
     done = run(*arguments)
     assert (done.code, done.out) == (code, "")
     assert says in done.err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (
+            ("store", "get", "notes", "z"),
+            20,
+            {
+                "type": "KeyMissing",
+                "what": "'notes' has no record 'z'.",
+                "remedy": "strongroom store scan notes",
+            },
+        ),
+        (("status",), 36, {"type": "OwnerUnreachable", "remedy": "strongroom sentinel"}),
+        (
+            ("store", "put", "notes", "a", "no JSON"),
+            2,
+            {"remedy": '\'{"text": "Hello"}\', in single quotes'},
+        ),
+        (("key", "rotate"), 2, {"what": "The new master key is missing."}),
+        (("store", "ls", "-d"), 2, {"remedy": "strongroom --help"}),
+        (("store", "get", "notes"), 2, {"remedy": "strongroom --help"}),
+        (("key", "new", "--out", "master.key"), 2, {"remedy": "another name"}),
+    ],
+)
+def test_with_json_an_error_is_one_json_object(
+    run: Run, arguments: tuple[str, ...], code: int, error: dict[str, str]
+) -> None:
+    done = (
+        run(*arguments, "--json") if arguments[-1] != "-d" else run(*arguments[:-1], "--json", "-d")
+    )
+    assert (done.code, done.out) == (code, "")
+    [line] = done.err.splitlines()
+    said = json.loads(line)
+    assert {**said, **error} == said
+
+
+def test_an_error_in_json_has_its_fields(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "data" / "notes_encrypted_value.db"
+    path.unlink()
+    done = run("store", "ls", "--json")
+    assert done.code == 27
+    error = json.loads(done.err)
+    assert (error["type"], error["path"], error["namespace"]) == (
+        "StoreMissing",
+        str(path),
+        "notes",
+    )
+
+
+MODULES = {
+    "broken": "import json\n\nimport no_such_library\n",
+    "syntax": "def f(:\n",
+    "deep": "import broken\n",
+    "raises": "from pathlib import Path\n\nPath('nowhere').read_text()\n",
+    "agents": "from strongroom import BaseAgent\n\nclass Storage(BaseAgent): ...\nNAME = 1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("which", "says"),
+    [
+        ("broken:A", ["broken.py, line 3: ModuleNotFoundError: No module named 'no_such_library'"]),
+        ("syntax:A", ["syntax.py, line 1: invalid syntax"]),
+        ("deep:A", ["broken.py, line 3: ModuleNotFoundError"]),
+        ("raises:A", ["raises.py, line 3: FileNotFoundError", "nowhere"]),
+        ("agents:Storge", ["agents:Storge does not exist.", "Try: agents:Storage"]),
+        ("agents", ["Try: agents:Storage"]),
+        ("agents:NAME", ["agents:NAME is not a subclass of BaseAgent.", "Try: agents:Storage"]),
+        ("agnets:Storage", ["No module named 'agnets'", "Try: agents:Storage"]),
+    ],
+)
+def test_an_agent_that_cannot_be_loaded_is_reported_with_its_file_and_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, says: list[str]
+) -> None:
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    importlib.invalidate_caches()
+    done = run("agent", which, "--address", "a@fame.fabric")
+    assert (done.code, done.out) == (2, "")
+    for part in says:
+        assert part in done.err
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "strongroom", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("strongroom ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("store", "export", "notes", "--out", "out.jsonl"),
+        ("store", "import", "copy", "notes.jsonl"),
+        ("doctor",),
+        ("key", "rotate", "--data"),
+    ],
+    ids=" ".join,
+)
+def test_a_long_command_shows_its_progress_on_a_terminal(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "notes.jsonl").write_text(run("store", "export", "notes").out)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "strongroom", *arguments]
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=theirs, cwd=tmp_path, env=environment
+    ) as done:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal ends with its last process
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert done.returncode == 0
+    assert "━".encode() in shown
 
 
 def test_no_secret_is_shown_by_a_table_or_a_finding(run: Run, tmp_path: Path) -> None:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from strongroom.admin import socket as admin
-from strongroom.admin.commands import Progress
-from strongroom.admin.socket import STATUS, admin_socket, operate
-from strongroom.errors import InvalidNamespace, NotSupported, OwnerUnreachable, SettingsError
+from strongroom.admin import health, keys, records
+from strongroom.admin.command import Administered, Command, OnProgress, Progress, with_progress
+from strongroom.admin.socket import COMMANDS, Client, admin_socket, connect
+from strongroom.errors import (
+    InvalidNamespace,
+    NotSupported,
+    OwnerUnreachable,
+    SettingsError,
+    StoreMissing,
+    StrongroomError,
+)
 from strongroom.keys.master import new_master_key
 from strongroom.nodes.node import Node
 from strongroom.settings import Settings, StorageSettings
+from strongroom.storage.memory import MemoryProvider
 from strongroom.storage.provider import open_provider
 from support.notes import Note
 
@@ -45,55 +56,106 @@ async def node(settings: StorageSettings) -> AsyncIterator[Node]:
         yield running
 
 
-async def ask_for(ask: Any, command: str, **arguments: Any) -> list[Any]:
-    items = [item async for item in ask(command, **arguments)]
+async def ask_for(client: Client, command: Command[Any], **arguments: Any) -> list[Any]:
+    items = [item async for item in client.request(command, **arguments)]
     return [msgspec.json.decode(item) for item in items if not isinstance(item, Progress)]
+
+
+async def say(runtime: Path, line: bytes) -> None:
+    """Send a line to the node's socket, and raise the error in its answer."""
+    [path] = (runtime / "strongroom").iterdir()
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(line + b"\n")
+    reply = json.loads(await reader.readline())
+    writer.close()
+    raise StrongroomError.from_json(reply["error"])
+
+
+@Command
+async def lose_a_store(node: Administered) -> AsyncGenerator[Any, None]:
+    raise StoreMissing("lost.db does not exist.", remedy="look for it", path=Path("lost.db"))
+    yield  # type: ignore[unreachable]
+
+
+@pytest.fixture(autouse=True)
+def one_more_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, lose_a_store.name, lose_a_store)
 
 
 async def test_a_running_node_answers_with_what_it_keeps(
     node: Node, settings: StorageSettings
 ) -> None:
-    async with operate(settings) as ask:
-        [status] = await ask_for(ask, STATUS)
+    async with connect(settings) as client:
+        [status] = await ask_for(client, health.status)
         assert status["id"] == node.id
-        assert len(await ask_for(ask, "store.scan", namespace="notes")) == 600
-        assert len(await ask_for(ask, "store.scan", namespace="notes", limit=300)) == 300
-        [record] = await ask_for(ask, "store.get", namespace="notes", key="007")
+        assert len(await ask_for(client, records.scan, namespace="notes")) == 600
+        assert len(await ask_for(client, records.scan, namespace="notes", limit=300)) == 300
+        [record] = await ask_for(client, records.get, namespace="notes", key="007")
         assert record["value"] == {"text": "note 7"}
-        [line, *_] = await ask_for(ask, "audit.show")
+        [line, *_] = await ask_for(client, keys.show_audit)
         assert line["event"] == "opened"
 
 
 async def test_keys_rotate_through_the_node_that_runs(
     node: Node, settings: StorageSettings
 ) -> None:
-    async with operate(settings) as ask:
-        rotated = await ask_for(ask, "key.rotate-data")
+    async with connect(settings) as client:
+        rotated = await ask_for(client, keys.rotate_data)
         assert {"notes", "__node_meta"} <= {item["namespace"] for item in rotated}
-        [changed] = await ask_for(ask, "key.rotate-master", master_key=new_master_key())
+        [changed] = await ask_for(client, keys.rotate_master, master_key=new_master_key())
         assert len(changed["fingerprint"]) == 16
-        states = await ask_for(ask, "key.status")
+        states = await ask_for(client, keys.status)
         assert sum(item["records"] for item in states if item["namespace"] == "notes") == 600
-        findings = await ask_for(ask, "doctor")
+        findings = await ask_for(client, health.doctor)
         assert {finding["level"] for finding in findings} == {"ok", "note"}
-        [verified] = await ask_for(ask, "audit.verify")
+        [verified] = await ask_for(client, keys.verify_audit)
         assert verified["lines"] > 4
 
 
 async def test_errors_come_over_as_what_they_are(node: Node, settings: StorageSettings) -> None:
-    async with operate(settings) as ask:
+    async with connect(settings) as client:
         with pytest.raises(InvalidNamespace, match="strongroom store ls"):
-            await ask_for(ask, "store.get", namespace="nots", key="a")
-        with pytest.raises(NotSupported, match="no command"):
-            await ask_for(ask, "store.burn")
-        with pytest.raises(Exception, match="unexpected keyword"):
-            await ask_for(ask, "store.ls", colour="red")
-        assert len(await ask_for(ask, "store.ls")) == 3
+            await ask_for(client, records.get, namespace="nots", key="a")
+        with pytest.raises(StoreMissing) as caught:
+            await ask_for(client, lose_a_store)
+        assert caught.value.path == Path("lost.db")
+        assert caught.value.remedy == "look for it"
+        assert len(await ask_for(client, records.ls)) == 3
+
+
+async def test_a_command_that_the_node_does_not_have_is_refused(node: Node, runtime: Path) -> None:
+    with pytest.raises(NotSupported, match=r"'records\.burn'.*Try: "):
+        await say(runtime, b'{"command": "records.burn"}')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (b'{"namespace": "notes"}', "`key`"),
+        (b'{"namespace": "notes", "key": 7}', r"`\$.key`"),
+        (b'{"namespace": "notes", "key": "a", "colour": "red"}', "`colour`"),
+        (b"[]", "object"),
+    ],
+)
+async def test_wrong_arguments_are_named(
+    node: Node, runtime: Path, arguments: bytes, says: str
+) -> None:
+    with pytest.raises(
+        StrongroomError, match=rf"records.get.*{says}.*Try: records.get\("
+    ) as caught:
+        await say(runtime, b'{"command": "records.get", "arguments": ' + arguments + b"}")
+    assert type(caught.value) is StrongroomError
+
+
+async def test_a_line_that_is_not_a_request_gets_an_error(node: Node, runtime: Path) -> None:
+    for line in (b"nonsense", b"{}", b'{"command": 7}'):
+        with pytest.raises(StrongroomError):
+            await say(runtime, line)
 
 
 async def test_a_watcher_who_leaves_is_let_go(node: Node, settings: StorageSettings) -> None:
-    async with operate(settings) as ask:
-        changes = ask("store.watch", namespace="notes", after=600)
+    async with connect(settings) as client:
+        changes = client.request(records.watch, namespace="notes", after=600)
         first = asyncio.ensure_future(anext(changes))
         await asyncio.sleep(0.01)
         assert node.storage is not None
@@ -107,24 +169,26 @@ async def test_an_export_is_one_moment_while_others_write(
 ) -> None:
     assert node.storage is not None
     notes = await node.storage.get_kv_store(Note, "notes")
-    async with operate(settings) as ask:
-        keys = []
-        async for item in ask("store.export", namespace="notes"):
-            keys.append(msgspec.json.decode(item)["key"])
-            if len(keys) == 1:
+    async with connect(settings) as client:
+        exported = []
+        async for item in client.request(records.export, namespace="notes"):
+            if isinstance(item, Progress):
+                continue
+            exported.append(msgspec.json.decode(item)["key"])
+            if len(exported) == 1:
                 await notes.set("000", Note(text="changed"))
                 await notes.set("999", Note(text="new"))
                 await notes.delete("599")
-        assert keys == [f"{n:03}" for n in range(600)]
+        assert exported == [f"{n:03}" for n in range(600)]
 
 
 async def test_another_user_is_not_answered(
     node: Node, settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admin, "_peer", lambda _: 12345)
-    async with operate(settings) as ask:
+    monkeypatch.setattr("strongroom.admin.socket._peer", lambda _: 12345)
+    async with connect(settings) as client:
         with pytest.raises(OwnerUnreachable):
-            await ask_for(ask, STATUS)
+            await ask_for(client, health.status)
 
 
 async def test_the_socket_goes_with_the_node(
@@ -135,8 +199,8 @@ async def test_the_socket_goes_with_the_node(
         assert len(str(socket.name)) < 60
     assert not list((runtime / "strongroom").iterdir())
     with pytest.raises(OwnerUnreachable, match="No node runs"):
-        async with operate(settings, running=True):
-            pass
+        async with connect(settings) as client:
+            await ask_for(client, health.status)
 
 
 async def test_a_folder_of_sockets_that_others_can_use_is_refused(
@@ -152,9 +216,9 @@ async def test_a_directory_at_rest_is_opened_for_the_command(settings: StorageSe
     provider = await open_provider(settings)
     await provider.get_kv_store(Note, "notes")
     await provider.close()
-    async with operate(settings) as ask:
-        await ask_for(ask, "store.put", namespace="notes", key="a", text='{"text": "Hello"}')
-        [record] = await ask_for(ask, "store.get", namespace="notes", key="a")
+    async with connect(settings) as client:
+        await ask_for(client, records.put, namespace="notes", key="a", text='{"text": "Hello"}')
+        [record] = await ask_for(client, records.get, namespace="notes", key="a")
         assert record["value"] == {"text": "Hello"}
 
 
@@ -164,32 +228,64 @@ async def test_an_export_that_is_left_does_not_hold_up_the_end(settings: Storage
     await store.set_many({f"{n:04}": Note(text="note") for n in range(1000)})
     await provider.close()
     with pytest.raises(BrokenPipeError):
-        async with asyncio.timeout(10), operate(settings) as ask:
-            async for _ in ask("store.export", namespace="notes"):
+        async with asyncio.timeout(10), connect(settings) as client:
+            async for _ in client.request(records.export, namespace="notes"):
                 raise BrokenPipeError
+
+
+async def test_a_command_that_is_left_ends_its_thread() -> None:
+    ended = threading.Event()
+
+    def read(report: OnProgress) -> None:
+        try:
+            while True:
+                report("notes", 1, 2)
+                time.sleep(0.001)
+        finally:
+            ended.set()
+
+    async def work(report: OnProgress) -> list[str]:
+        await asyncio.to_thread(read, report)
+        return []
+
+    items = with_progress(work)
+    assert await anext(items) == Progress("notes", 1, 2)
+    await items.aclose()
+    assert await asyncio.to_thread(ended.wait, 5)
 
 
 async def test_a_directory_without_data_is_not_made(tmp_path: Path) -> None:
     for directory in (None, tmp_path / "nothing"):
         with pytest.raises(SettingsError):
-            async with operate(StorageSettings(profile="sqlite", directory=directory)):
+            async with connect(StorageSettings(profile="sqlite", directory=directory)):
                 pass
     assert not (tmp_path / "nothing").exists()
+
+
+async def test_a_provider_of_ones_own_needs_no_directory(tmp_path: Path) -> None:
+    own = "strongroom.storage.memory:MemoryProvider"
+    async with connect(StorageSettings(profile=own)) as client:
+        await ask_for(client, records.put, namespace="notes", key="a", text="1")
+        [listed] = await ask_for(client, records.ls)
+        assert listed == {"namespace": "notes", "records": 1}
+    with pytest.raises(SettingsError, match="nothing"):
+        async with connect(StorageSettings(profile=own, directory=tmp_path / "nothing")):
+            pass
 
 
 async def test_an_owner_without_a_socket_is_told_of(settings: StorageSettings) -> None:
     provider = await open_provider(settings)
     try:
         with pytest.raises(OwnerUnreachable, match="in use"):
-            async with operate(settings):
-                pass
+            async with connect(settings) as client:
+                await ask_for(client, records.ls)
     finally:
         await provider.close()
 
 
 async def test_memory_has_no_socket(runtime: Path) -> None:
     provider = await open_provider(StorageSettings())
-    async with admin_socket(provider, dict):
+    async with admin_socket(provider, Node()):
         assert not list(runtime.iterdir())
     await provider.close()
 
@@ -200,7 +296,54 @@ async def test_a_runtime_folder_with_too_long_a_name_is_passed_over(
     long = tmp_path / ("long" * 20)
     long.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-    async with Node(Settings(storage=settings)) as running, operate(settings) as ask:
-        [status] = await ask_for(ask, STATUS)
+    async with Node(Settings(storage=settings)) as running, connect(settings) as client:
+        [status] = await ask_for(client, health.status)
         assert status["id"] == running.id
     assert not list(long.iterdir())
+
+
+async def test_record_commands_work_on_a_provider_without_files() -> None:
+    provider = MemoryProvider()
+    memory = Administered(provider.settings, provider)
+
+    async def run(command: Command[Any], **arguments: Any) -> list[Any]:
+        items = [item async for item in command.run(memory, command.pack(**arguments))]
+        return [
+            json.loads(msgspec.json.encode(item))
+            for item in items
+            if not isinstance(item, Progress)
+        ]
+
+    record = {"key": "b", "value": {"text": "two"}, "expires": "2100-01-01T00:00:00Z"}
+    await (await provider.get_kv_store(Note, "notes")).set("a", Note(text="one"))
+    assert await run(records.import_, namespace="notes", records=[record]) == [
+        {"stored": 1, "replaced": 0}
+    ]
+    assert await run(records.ls) == [{"namespace": "notes", "records": 2}]
+    assert await run(records.stats, namespace="notes") == [
+        {"namespace": "notes", "records": 2, "revision": 2}
+    ]
+    assert [r["key"] for r in await run(records.scan, namespace="notes", reverse=True)] == [
+        "b",
+        "a",
+    ]
+    assert [r["value"]["text"] for r in await run(records.export, namespace="notes")] == [
+        "one",
+        "two",
+    ]
+    await run(records.put, namespace="notes", key="b", text='{"text": "three"}')
+    [record] = await run(records.get, namespace="notes", key="b")
+    assert (record["value"], record["expires"]) == ({"text": "three"}, "2100-01-01T00:00:00Z")
+    assert await run(records.delete, namespace="notes", keys=["a", "x"]) == [
+        {"key": "a", "deleted": True},
+        {"key": "x", "deleted": False},
+    ]
+    changes = records.watch.run(memory, records.watch.pack(namespace="notes", after=0))
+    assert [(await anext(changes)).key for _ in range(2)] == ["b", "a"]
+    await changes.aclose()
+    await run(records.drop, namespace="notes")
+    assert await run(records.ls) == []
+    for command in (keys.status, keys.show_audit, health.doctor):
+        with pytest.raises(NotSupported, match=r"MemoryProvider has no keystore.*Try: "):
+            await run(command)
+    await provider.close()

@@ -1,1 +1,1 @@
-"""What an operator asks of a running node, or of a data directory at rest."""
+"""What an operator asks of a running node, or of a data directory that no node uses."""

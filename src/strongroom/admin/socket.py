@@ -1,9 +1,9 @@
-"""The admin socket: what an operator asks of a data directory goes through whoever owns it.
+"""The admin socket: operator commands on a data directory run in the node that uses it.
 
-The owner listens on a Unix socket whose name follows from the directory's device and inode, so
-that both sides find it by themselves. A request is one line of JSON, `{"command": ...,
-"arguments": ...}`; the answer is a line for each item or progress, and one at the end. Only the
-owner's own user, and root, are answered.
+A running node listens on a Unix socket whose name follows from the directory's device and inode,
+so both sides can find it. A request is one line of JSON, `{"command": ..., "arguments": ...}`. The
+answer is one line for each item or progress report, and a last line with the end or an error. Only
+the node's user and root get answers.
 """
 
 from __future__ import annotations
@@ -16,40 +16,44 @@ import socket
 import stat
 import struct
 from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import msgspec
 
-from strongroom.admin import commands
-from strongroom.admin.commands import Progress
-from strongroom.errors import DirectoryInUse, OwnerUnreachable, SettingsError, StrongroomError
+from strongroom.admin import health, keys, records
+from strongroom.admin.command import Administered, Command, Described, Progress
+from strongroom.errors import NotSupported, OwnerUnreachable, SettingsError, StrongroomError
 from strongroom.settings import StorageSettings
-from strongroom.storage.provider import StorageProvider, open_provider
-from strongroom.storage.sqlite.provider import SqliteProvider
+from strongroom.storage.provider import BUILT_IN, StorageProvider
 
-MAX_LINE = 128 * 1024 * 1024  # a value of 64 MiB in base64 fits
-MAX_PATH = 107  # of a Unix socket
-STATUS = "status"
-STALLED = 60.0
-"""An operator who takes nothing for so long is left: an export of his holds back rotations."""
+MAX_LINE_BYTES = 128 * 1024 * 1024  # a value of 64 MiB in base64 fits
+MAX_PATH_BYTES = 107  # of a Unix socket
+STALLED_SECONDS = 60.0
+"""We drop an operator who stops reading for this long: an unfinished export blocks rotations."""
+
+COMMANDS: dict[str, Command[...]] = {
+    command.name: command
+    for module in (records, keys, health)
+    for command in vars(module).values()
+    if isinstance(command, Command)
+}
+
+P = ParamSpec("P")
 
 log = logging.getLogger("strongroom.nodes")
 
-Ask = Callable[..., AsyncIterator[Any]]
-"""Called with a command and its arguments by name; gives items as JSON, and Progress."""
-
 
 class Request(msgspec.Struct):
-    """What is asked."""
+    """A command's name, and its arguments as a JSON object."""
 
     command: str
-    arguments: dict[str, Any] = {}
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
-    """One line of an answer: an item, a progress, an error (type and message), or the end."""
+    """One line of an answer: an item, a progress report, an error, or the end."""
 
     item: msgspec.Raw = msgspec.Raw()
     progress: Progress | None = None
@@ -57,39 +61,39 @@ class Reply(msgspec.Struct, omit_defaults=True):
     end: bool = False
 
 
-# --- the owner's side -------------------------------------------------------------------------
+# --- the node's side --------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
-async def admin_socket(
-    provider: StorageProvider, describe: Callable[[], dict[str, Any]]
-) -> AsyncIterator[None]:
-    """Answer operators within the block, if `provider` owns a directory.
+async def admin_socket(provider: StorageProvider, node: Described) -> AsyncIterator[None]:
+    """Answer operators within the block, if `provider` keeps its data in a directory.
 
     Args:
         provider: What commands work on.
-        describe: What `strongroom status` shows.
+        node: What `strongroom status` describes.
     """
-    if not isinstance(provider, SqliteProvider):
+    directory = provider.settings.directory
+    if directory is None or not provider.needs_directory:
         yield
         return
-    talks: set[asyncio.Task[None]] = set()
+    administered = Administered(provider.settings, provider, node)
+    serving: set[asyncio.Task[None]] = set()
 
-    async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        talks.add(task)
+        serving.add(task)
         try:
-            await _Talk(provider, describe, reader, writer).hold()
+            await _Connection(administered, reader, writer).serve()
         finally:
-            talks.discard(task)
+            serving.discard(task)
             writer.close()
 
     async with contextlib.AsyncExitStack() as listening:
         try:
-            path = _place(provider.files.directory)
-            path.unlink(missing_ok=True)  # of an owner that was killed: the directory is ours now
-            server = await asyncio.start_unix_server(welcome, path, limit=MAX_LINE)
+            path = _socket_path(directory)
+            path.unlink(missing_ok=True)  # of a node that was killed: the directory is ours now
+            server = await asyncio.start_unix_server(serve, path, limit=MAX_LINE_BYTES)
         except OSError as error:
             log.warning("there is no admin socket: %s", error)
         else:
@@ -98,29 +102,24 @@ async def admin_socket(
         try:
             yield
         finally:
-            for task in talks:
+            for task in serving:
                 task.cancel()
-            if talks:
-                await asyncio.wait(talks)
+            if serving:
+                await asyncio.wait(serving)
 
 
-class _Talk:
-    """One operator's connection."""
+class _Connection:
+    """One operator's connection to this node."""
 
     def __init__(
-        self,
-        provider: SqliteProvider,
-        describe: Callable[[], dict[str, Any]],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        self, node: Administered, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self._provider = provider
-        self._describe = describe
+        self._node = node
         self._reader = reader
         self._writer = writer
 
-    async def hold(self) -> None:
-        """Answer one request after the other. An answer ends when the operator leaves."""
+    async def serve(self) -> None:
+        """Answer one request after another. An answer is cancelled when the operator leaves."""
         if _peer(self._writer.get_extra_info("socket")) not in {0, os.getuid()}:
             log.warning("another user was refused at the admin socket")
             return
@@ -139,15 +138,11 @@ class _Talk:
 
     async def _answer(self, line: bytes) -> None:
         try:
-            request = msgspec.json.decode(line, type=Request)
-            if request.command == STATUS:
-                await self._send(Reply(item=msgspec.Raw(msgspec.json.encode(self._describe()))))
-            else:
-                await self._run(request)
+            await self._run(msgspec.json.decode(line, type=Request))
             await self._send(Reply(end=True))
         except StrongroomError as error:
             await self._send(Reply(error=error.as_json()))
-        except (TypeError, ValueError) as error:  # arguments that no command takes
+        except ValueError as error:  # the line is not a request, or a value is not allowed
             await self._send(Reply(error=StrongroomError(str(error)).as_json()))
         except OSError:
             raise
@@ -159,8 +154,13 @@ class _Talk:
             await self._send(Reply(error=failure.as_json()))
 
     async def _run(self, request: Request) -> None:
-        items = commands.run(self._provider, request.command, request.arguments)
-        async with contextlib.aclosing(items):
+        command = COMMANDS.get(request.command)
+        if command is None:
+            raise NotSupported(
+                f"This node has no command {request.command!r}.",
+                remedy="the same version of Strongroom as the node's",
+            )
+        async with contextlib.aclosing(command.run(self._node, request.arguments)) as items:
             async for item in items:
                 if isinstance(item, Progress):
                     await self._send(Reply(progress=item))
@@ -169,12 +169,12 @@ class _Talk:
 
     async def _send(self, reply: Reply) -> None:
         self._writer.write(msgspec.json.encode(reply) + b"\n")
-        async with asyncio.timeout(STALLED):
+        async with asyncio.timeout(STALLED_SECONDS):
             await self._writer.drain()
 
 
 def _peer(connection: socket.socket) -> int:
-    """The user at the other end; where the system does not tell, the folder keeps others out."""
+    """The user at the other end. Without SO_PEERCRED, the folder's mode keeps others out."""
     if not hasattr(socket, "SO_PEERCRED"):
         return os.getuid()
     credentials = connection.getsockopt(
@@ -187,119 +187,139 @@ def _peer(connection: socket.socket) -> int:
 # --- where the socket is ----------------------------------------------------------------------
 
 
-def _place(directory: Path) -> Path:
-    """Where the owner of a directory listens; the folder is made if it is not there."""
-    path = _sockets(directory)[0]
+def _socket_path(directory: Path) -> Path:
+    """The path at which the node of a directory listens; makes its folder."""
+    path = _possible_paths(directory)[0]
     with contextlib.suppress(FileExistsError):
         path.parent.mkdir(mode=0o700)
     found = path.parent.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{path.parent} is not a folder of this user's alone")
+        raise PermissionError(f"{path.parent} is not a folder that only this user can use")
     return path
 
 
-def _sockets(directory: Path) -> list[Path]:
-    """Where the owner of a directory may listen, the best first."""
+def _possible_paths(directory: Path) -> list[Path]:
+    """The paths at which the node of a directory may listen, best first."""
     found = directory.stat()
     name = f"{found.st_dev:x}-{found.st_ino:x}.sock"
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{found.st_uid}")
     folders = [runtime / "strongroom"] if os.access(runtime, os.W_OK) else []
     folders.append(Path(f"/tmp/strongroom-{found.st_uid}"))  # noqa: S108  # its owner is checked
     paths = [folder / name for folder in folders]
-    return [path for path in paths if len(os.fsencode(path)) <= MAX_PATH]
+    return [path for path in paths if len(os.fsencode(path)) <= MAX_PATH_BYTES]
 
 
 # --- the operator's side ----------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def operate(settings: StorageSettings, *, running: bool = False) -> AsyncIterator[Ask]:
-    """What asks about the directory of `settings`: through its owner, else by opening it.
+class NodeClient:
+    """Runs commands in a running node."""
 
-    Args:
-        settings: Name the directory.
-        running: Only a running node can answer.
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
 
-    Raises:
-        SettingsError: No directory is named, or no node has kept data there.
-        OwnerUnreachable: No node runs there, or it does not answer.
-    """
-    directory = _directory(settings)
-    if connection := await _connect(_sockets(directory)):
-        reader, writer = connection
+    async def request(
+        self, command: Command[P], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncGenerator[Any, None]:
+        """Run a command. Yields its items as JSON, and `Progress` in between.
+
+        >>> async for item in client.request(records.stats, namespace="notes"):
+        ...     print(item)
+
+        Raises:
+            OwnerUnreachable: The node stopped, or refuses this user.
+        """
+        request = Request(command.name, command.pack(*args, **kwargs))
         try:
-            yield lambda command, **arguments: _ask(reader, writer, command, arguments)
-        finally:
-            writer.close()
-        return
-    if running:
+            self._writer.write(msgspec.json.encode(request) + b"\n")
+            await self._writer.drain()
+            while line := await self._reader.readline():
+                reply = msgspec.json.decode(line, type=Reply)
+                if reply.end:
+                    return
+                if reply.error is not None:
+                    raise StrongroomError.from_json(reply.error)
+                yield reply.progress or bytes(reply.item)
+        except OSError as error:
+            raise OwnerUnreachable(
+                f"The connection to the node was lost: {error}.", remedy="strongroom status"
+            ) from error
         raise OwnerUnreachable(
-            f"No node runs on {directory}, or it has no admin socket.", remedy="strongroom sentinel"
+            "The node stopped before its answer was complete.", remedy="strongroom status"
         )
-    try:
-        provider = await open_provider(settings)
-    except DirectoryInUse as error:
-        raise OwnerUnreachable(
-            f"{directory} is in use by a process that has no admin socket.", remedy="stop it"
-        ) from error
-    async with contextlib.AsyncExitStack() as asked:
-        asked.push_async_callback(provider.close)
-
-        def ask(command: str, **arguments: Any) -> AsyncIterator[Any]:
-            items = _run_here(provider, command, arguments)
-            asked.push_async_callback(items.aclose)  # one that was left holds its store open
-            return items
-
-        yield ask
 
 
-def _directory(settings: StorageSettings) -> Path:
-    if settings.directory is None:
-        raise SettingsError(
-            "FAME_STORAGE_DB_DIRECTORY is not set.",
-            remedy="--directory data, or FAME_STORAGE_DB_DIRECTORY=data",
-        )
-    if not any(settings.directory.glob("*.db")):
-        raise SettingsError(
-            f"No node has kept data in {settings.directory}.",
-            remedy="another directory in FAME_STORAGE_DB_DIRECTORY",
-        )
-    return settings.directory
+class DirectoryClient:
+    """Runs commands on a directory that no node uses."""
+
+    def __init__(self, directory: Administered) -> None:
+        self._directory = directory
+        self._requests: list[AsyncGenerator[Any, None]] = []
+
+    def request(
+        self, command: Command[P], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncGenerator[Any, None]:
+        """Run a command, as `NodeClient.request` does."""
+        items = _encoded(command.run(self._directory, command.pack(*args, **kwargs)))
+        self._requests.append(items)
+        return items
+
+    async def aclose(self) -> None:
+        """Close the provider, after every request: an unfinished export keeps its store open."""
+        for items in self._requests:
+            await items.aclose()
+        await self._directory.close()
 
 
-async def _connect(
-    sockets: Iterable[Path],
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-    for path in sockets:
-        with contextlib.suppress(OSError):
-            return await asyncio.open_unix_connection(path, limit=MAX_LINE)
-    return None
-
-
-async def _run_here(
-    provider: StorageProvider, command: str, arguments: dict[str, Any]
-) -> AsyncGenerator[Any, None]:
-    async with contextlib.aclosing(commands.run(provider, command, arguments)) as items:
+async def _encoded(items: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    async with contextlib.aclosing(items):
         async for item in items:
             yield item if isinstance(item, Progress) else msgspec.json.encode(item)
 
 
-async def _ask(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    command: str,
-    arguments: dict[str, Any],
-) -> AsyncIterator[Any]:
-    try:
-        writer.write(msgspec.json.encode(Request(command, arguments)) + b"\n")
-        await writer.drain()
-        while line := await reader.readline():
-            reply = msgspec.json.decode(line, type=Reply)
-            if reply.end:
-                return
-            if reply.error is not None:
-                raise StrongroomError.from_json(reply.error)
-            yield reply.progress or bytes(reply.item)
-    except OSError as error:
-        raise OwnerUnreachable(f"The node does not answer any more: {error}.") from error
-    raise OwnerUnreachable("The node stopped in mid-answer.", remedy="strongroom status")
+Client = NodeClient | DirectoryClient
+
+
+@contextlib.asynccontextmanager
+async def connect(settings: StorageSettings) -> AsyncIterator[Client]:
+    """Connect to the node that uses a data directory, or else work on the directory itself.
+
+    Args:
+        settings: Name the directory. Without a running node, its profile and master key, too.
+
+    Raises:
+        SettingsError: No directory is named, or no node has kept data there.
+    """
+    directory = _checked_directory(settings)
+    if directory and (streams := await _open_socket(directory)):
+        reader, writer = streams
+        try:
+            yield NodeClient(reader, writer)
+        finally:
+            writer.close()
+        return
+    async with contextlib.aclosing(DirectoryClient(Administered(settings))) as client:
+        yield client
+
+
+def _checked_directory(settings: StorageSettings) -> Path | None:
+    directory, built_in = settings.directory, settings.profile in BUILT_IN
+    if directory is None and built_in:  # other providers may keep their data elsewhere
+        raise SettingsError(
+            "FAME_STORAGE_DB_DIRECTORY is not set.",
+            remedy="--directory data, or FAME_STORAGE_DB_DIRECTORY=data",
+        )
+    if directory is not None and not any(directory.glob("*.db" if built_in else "*")):
+        raise SettingsError(
+            f"No node has kept data in {directory}.",
+            remedy="another directory in FAME_STORAGE_DB_DIRECTORY",
+        )
+    return directory
+
+
+async def _open_socket(directory: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    for path in _possible_paths(directory):
+        with contextlib.suppress(OSError):
+            return await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
+    return None

@@ -1,21 +1,23 @@
-"""`strongroom key` and `strongroom audit`: who may read, and what was done."""
+"""`strongroom key` and `strongroom audit`: keys, and the log of what was done with them."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
-from strongroom.admin.socket import operate
+from strongroom.admin import keys
 from strongroom.cli.output import (
     KEYSTORES,
     Directory,
     Json,
+    UsageError,
     new_file,
+    request,
     show,
     storage_settings,
     write,
@@ -27,13 +29,16 @@ from strongroom.keys.sheet import read_sheet, write_sheet
 from strongroom.settings import StorageSettings
 
 key_app = typer.Typer(help="Make, check and rotate keys.", no_args_is_help=True)
-audit_app = typer.Typer(help="What was done with the data directory.", no_args_is_help=True)
+audit_app = typer.Typer(
+    help="Show and verify the audit log of a data directory.", no_args_is_help=True
+)
 
 
 @key_app.command()
 def new(
     out: Annotated[
-        Path | None, typer.Option(help="A new file, mode 0600 [standard output].")
+        Path | None,
+        typer.Option(help="Write to this new file, mode 0600 [default: standard output]."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +53,7 @@ def new(
 
 @key_app.command()
 def check(directory: Directory = None, as_json: Json = False) -> None:
-    """Tell whether the master key opens the directory. Nothing is written.
+    """Check that the master key opens the directory. Nothing is written.
 
     \b
     FAME_STORAGE_MASTER_KEY_FILE=master.key strongroom key check --directory data
@@ -58,7 +63,7 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
     path = (settings.directory or Path()) / KEYSTORES["encrypted-sqlite"]
     if not path.exists():
         raise KeystoreMissing(
-            f"{path} is not there. Try: --directory, or FAME_STORAGE_DB_DIRECTORY", path=path
+            f"{path} does not exist.", remedy="--directory, or FAME_STORAGE_DB_DIRECTORY", path=path
         )
     keystore = read_keystore(path, master)
     found = {
@@ -79,9 +84,11 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
 @key_app.command()
 def rotate(
     namespaces: Annotated[
-        list[str] | None, typer.Argument(help="With --data: only these namespaces.")
+        list[str] | None, typer.Argument(help="With --data: only these namespaces [default: all].")
     ] = None,
-    data: Annotated[bool, typer.Option("--data", help="Rotate data keys.")] = False,
+    data: Annotated[
+        bool, typer.Option("--data", help="Rotate data keys instead of the master key.")
+    ] = False,
     new_key_file: Annotated[
         Path | None, typer.Option(help="A file that holds the new master key.")
     ] = None,
@@ -91,11 +98,11 @@ def rotate(
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
-    """Put the keystore under a new master key, or the data under new data keys.
+    """Change the master key, or with --data the data keys.
 
-    A new master key takes milliseconds: only the keystore is written. New data keys copy every
-    file; a node that runs goes on meanwhile, and a rotation that was cut short goes on with the
-    namespaces that are left.
+    Changing the master key takes milliseconds, since it writes only the keystore. Changing data
+    keys copies every file, while the node keeps running; if it is interrupted, run it again and it
+    continues with the namespaces that are left.
 
     \b
     strongroom key new --out new.key
@@ -104,44 +111,45 @@ def rotate(
     strongroom key rotate --data notes
     """
     if data:
-        arguments = {"namespaces": namespaces or None}
-        say = "{namespace} is under the new data key {key}."
-        _run(directory, "key.rotate-data", as_json=as_json, say=say, **arguments)
-        return
-    if namespaces or not (new_key_file or new_key_command):
-        raise typer.BadParameter(
-            "name the new key. Try: strongroom key new --out new.key; "
-            "strongroom key rotate --new-key-file new.key (or --data for data keys)"
+        text = "{namespace} now uses the new data key {key}."
+        items = request(directory, keys.rotate_data, namespaces=namespaces or None)
+    elif namespaces or not (new_key_file or new_key_command):
+        raise UsageError(
+            "The new master key is missing.",
+            remedy="strongroom key new --out new.key; strongroom key rotate --new-key-file "
+            "new.key (or --data for data keys)",
         )
-    source = StorageSettings(master_key_file=new_key_file, master_key_command=new_key_command)
-    master = read_master_key(source)
-    say = (
-        "The keystore is under the master key {fingerprint}. "
-        "Give it to the node before the next start."
-    )
-    _run(directory, "key.rotate-master", as_json=as_json, say=say, master_key=master.text)
+    else:
+        text = "The keystore now uses the master key {fingerprint}. "
+        text += "Set the new key for the node before you restart it."
+        source = StorageSettings(master_key_file=new_key_file, master_key_command=new_key_command)
+        master = read_master_key(source)
+        items = request(directory, keys.rotate_master, master_key=master.text)
+    asyncio.run(show(items, as_json=as_json, text=text.format_map))
 
 
 @key_app.command()
 def status(directory: Directory = None, as_json: Json = False) -> None:
-    """Count the data under each data key, and show the keys that were retired.
+    """Show how much data each data key encrypts, and the retired keys.
 
     \b
     strongroom key status
     """
-    columns = ["namespace", "key", "state", "records", "bytes", "pages", "created"]
-    _run(directory, "key.status", as_json=as_json, columns=columns)
+    asyncio.run(show(request(directory, keys.status), as_json=as_json))
 
 
 @key_app.command()
 def sheet(
-    out: Annotated[Path | None, typer.Option(help="A new file [standard output].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this new file [default: standard output].")
+    ] = None,
     read: Annotated[
-        Path | None, typer.Option(help="Read a sheet back, and print its master key; - is stdin.")
+        Path | None,
+        typer.Option(help="Read this sheet (- for standard input), and print its master key."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the master key as a recovery sheet for paper, or read one back.
+    """Print the master key as a recovery sheet for paper, or read such a sheet.
 
     \b
     strongroom key sheet --out sheet.txt
@@ -154,48 +162,32 @@ def sheet(
     try:
         text = sys.stdin.read() if str(read) == "-" else read.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise MasterKeyInvalid(f"{read} cannot be read: {error}") from error
+        raise MasterKeyInvalid(
+            f"{read} cannot be read: {error}.", remedy="a sheet that strongroom key sheet wrote"
+        ) from error
     _give("key", read_sheet(text) + "\n", out, as_json=as_json)
 
 
 @audit_app.command(name="show")
 def audit_show(directory: Directory = None, as_json: Json = False) -> None:
-    """Show openings, rotations, drops and exports.
+    """Show when the directory was opened, and its rotations, drops and exports.
 
     \b
     strongroom audit show
     strongroom audit show --json
     """
-    columns = ["number", "time", "event", "namespace", "detail"]
-    _run(directory, "audit.show", as_json=as_json, columns=columns)
+    asyncio.run(show(request(directory, keys.show_audit), as_json=as_json))
 
 
 @audit_app.command(name="verify")
 def audit_verify(directory: Directory = None, as_json: Json = False) -> None:
-    """Tell whether a line of the log is missing, was changed or cut off.
+    """Check that no line of the log is missing or was changed.
 
     \b
     strongroom audit verify
     """
-    say = "All {lines} lines of the audit log are there and unchanged."
-    _run(directory, "audit.verify", as_json=as_json, say=say)
-
-
-def _run(
-    directory: Path | None,
-    command: str,
-    *,
-    as_json: bool,
-    columns: list[str] | None = None,
-    say: str = "",
-    **arguments: Any,
-) -> None:
-    async def run() -> None:
-        async with operate(storage_settings(directory)) as ask:
-            items = ask(command, **arguments)
-            await show(items, as_json=as_json, columns=columns or (), say=say)
-
-    asyncio.run(run())
+    text = "All {lines} lines of the audit log are there and unchanged.".format_map
+    asyncio.run(show(request(directory, keys.verify_audit), as_json=as_json, text=text))
 
 
 def _give(name: str, text: str, out: Path | None, *, as_json: bool) -> None:
@@ -209,4 +201,4 @@ def _give(name: str, text: str, out: Path | None, *, as_json: bool) -> None:
     elif out is None:
         print(text, end="")
     else:
-        print(f"{out} is written, for its owner alone.", file=sys.stderr)
+        print(f"Wrote {out} (readable only by its owner).", file=sys.stderr)

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib
 import logging
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
 
 from strongroom import __version__
-from strongroom.admin import commands
-from strongroom.admin.commands import Progress
-from strongroom.admin.socket import STATUS, operate
-from strongroom.agents.agent import Agent, BaseAgent
+from strongroom.admin import health
+from strongroom.agents.agent import Agent
 from strongroom.cli import keys, store
-from strongroom.cli.output import Directory, Json, storage_settings, without_progress, write
+from strongroom.cli.loading import agent_class
+from strongroom.cli.output import (
+    CLICK_USAGE_ERROR,
+    Directory,
+    Json,
+    request,
+    show,
+    without_progress,
+    write,
+)
 from strongroom.errors import (
     InvalidArguments,
     NoRoute,
-    OwnerUnreachable,
     StrongroomError,
     Unhealthy,
     UnknownOperation,
@@ -33,20 +37,19 @@ from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.process import run
 from strongroom.nodes.sentinel import Sentinel
 from strongroom.settings import ATTACH_PATH, DEFAULT_PORT, Settings, StorageSettings
-from strongroom.storage.sqlite import doctor
+from strongroom.storage.sqlite.doctor import Finding
 
 INTERNAL_ERROR = 70
-REMEDIES: dict[
-    type[StrongroomError], str
-] = {  # a peer's answer says what was wrong, but not what to do on the command line
-    NoRoute: "strongroom status, which shows who is bound",
+REMEDIES: dict[type[StrongroomError], str] = {
+    # The peer's answer says what was wrong, but not what to do on the command line.
+    NoRoute: "strongroom status, which shows what is bound",
     UnknownOperation: "one of the operations in the agent's class",
     InvalidArguments: "name=value for each argument",
 }
 
 app = typer.Typer(
     name="strongroom",
-    help="Run networked agents whose state is persistent and encrypted, and look after their data.",
+    help="Run networked agents with encrypted, persistent state, and look after their data.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -57,23 +60,33 @@ app.add_typer(keys.audit_app, name="audit")
 
 
 def main() -> None:
-    """Run the command line; an error ends it with a sentence and the error's exit status."""
+    """Run the command line. An error prints one line, and its `exit_code` is the exit status.
+
+    With --json, the line is a JSON object, also for arguments that cannot be understood.
+    """
+    as_json = "--json" in sys.argv
     try:
-        app()
+        sys.exit(app(standalone_mode=not as_json))
     except StrongroomError as error:
         error.remedy = error.remedy or REMEDIES.get(type(error))
-        _fail(str(error), error.exit_code)
+        _fail(error, error.exit_code, as_json=as_json)
+    except typer.Abort:
+        _fail(StrongroomError("Aborted."), 1, as_json=as_json)
     except OSError as error:
-        _fail(
-            f"{error}. Try: see that it exists, and that you may use it", StrongroomError.exit_code
-        )
+        remedy = "check that it exists and that you may use it"
+        _fail(StrongroomError(f"{error}.", remedy=remedy), 1, as_json=as_json)
+    except CLICK_USAGE_ERROR as error:  # only with --json: otherwise Click prints it
+        usage = StrongroomError(error.format_message(), remedy="strongroom --help")
+        _fail(getattr(error, "error", usage), 2, as_json=as_json)
     except Exception as error:
         logging.getLogger("strongroom").debug("", exc_info=True)
-        _fail(f"{type(error).__name__}: {error}. This is a defect.", INTERNAL_ERROR)
+        defect = StrongroomError(f"{type(error).__name__}: {error}. This is a defect.")
+        _fail(defect, INTERNAL_ERROR, as_json=as_json)
 
 
-def _fail(sentence: str, status: int) -> None:
-    print(f"strongroom: error: {sentence}", file=sys.stderr)
+def _fail(error: StrongroomError, status: int, *, as_json: bool) -> NoReturn:
+    shown = msgspec.json.encode(error.as_json()).decode()
+    print(shown if as_json else f"strongroom: error: {error}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -88,7 +101,7 @@ def _strongroom(
 
 @app.command()
 def sentinel() -> None:
-    """Run a sentinel, to which nodes attach, until SIGTERM or SIGINT.
+    """Run a sentinel, which connects nodes, until SIGTERM or SIGINT.
 
     \b
     strongroom sentinel
@@ -100,27 +113,14 @@ def sentinel() -> None:
 @app.command()
 def agent(
     which: Annotated[str, typer.Argument(metavar="MODULE:CLASS", help="A subclass of BaseAgent.")],
-    address: Annotated[str, typer.Option(help="Where it answers, such as echo@fame.fabric.")],
+    address: Annotated[str, typer.Option(help="The agent's address, such as echo@fame.fabric.")],
 ) -> None:
     """Run an agent until SIGTERM or SIGINT.
 
     \b
     strongroom agent my_agents:Storage --address storage@fame.fabric
     """
-    run(_agent_class(which)().aserve(address))
-
-
-def _agent_class(which: str) -> type[BaseAgent[Any]]:
-    module, _, name = which.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = f"{which} cannot be loaded: {error}. Try: my_module:MyAgent, from its directory"
-        raise typer.BadParameter(message, param_hint="MODULE:CLASS") from None
-    if not (isinstance(found, type) and issubclass(found, BaseAgent)):
-        raise typer.BadParameter(f"{which} is no BaseAgent.", param_hint="MODULE:CLASS")
-    return found
+    run(agent_class(which)().aserve(address))
 
 
 @app.command()
@@ -129,14 +129,16 @@ def call(
     operation: Annotated[str, typer.Argument(help="The operation's name.")],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(help="JSON or plain text each; name=... gives one by its name."),
+        typer.Argument(help="JSON or plain text, by position or as name=value."),
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print a stream's items.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 30.0,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print the items of a streaming operation.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the result.")] = 30.0,
 ) -> None:
-    """Call an operation of an agent, and print what it returns as JSON.
+    """Call an operation of an agent, and print its result as JSON.
 
-    The sentinel is that of FAME_DIRECT_ADMISSION_URL, else the one on this machine's port 8000.
+    The sentinel is the one at FAME_DIRECT_ADMISSION_URL, or else on this machine at port 8000.
 
     \b
     strongroom call storage@fame.fabric store_value key '"value"'
@@ -185,69 +187,51 @@ def _json_or_text(text: str) -> Any:
 
 @app.command()
 def status(directory: Directory = None, as_json: Json = False) -> None:
-    """Show the node that runs on a directory: its bindings, and a sentinel's nodes and routes.
+    """Show the running node of a directory.
+
+    Shows its id, path and bindings; for a sentinel, also its nodes and their routes.
 
     \b
     strongroom status
     strongroom status --directory data --json
     """
-    asyncio.run(_status(directory, as_json=as_json))
+    asyncio.run(show(request(directory, health.status), as_json=as_json, text=_status))
 
 
-async def _status(directory: Path | None, *, as_json: bool) -> None:
-    async with operate(storage_settings(directory), running=True) as ask:
-        async for item in ask(STATUS):
-            if as_json:
-                write(item)
-                continue
-            found = msgspec.json.decode(item)
-            nodes, bindings = found.pop("nodes", []), found.pop("bindings")
-            for name, value in found.items():
-                print(f"{name:10} {'-' if value is None else value}")
-            for binding in bindings:
-                print(f"{'binding':10} {binding}")
-            for node in nodes:
-                state = "attached" if node["attached"] else "away"
-                print(f"{'node':10} {node['id']} ({state})")
-                for address in node["addresses"]:
-                    print(f"{'  route':10} {address}")
+def _status(found: dict[str, Any]) -> str:
+    nodes, bindings = found.pop("nodes", []), found.pop("bindings")
+    lines = [f"{name:10} {'-' if value is None else value}" for name, value in found.items()]
+    lines += [f"{'binding':10} {binding}" for binding in bindings]
+    for node in nodes:
+        lines.append(f"{'node':10} {node['id']} ({'attached' if node['attached'] else 'away'})")
+        lines += [f"{'  route':10} {address}" for address in node["addresses"]]
+    return "\n".join(lines)
 
 
 @app.command(name="doctor")
 def doctor_(directory: Directory = None, as_json: Json = False) -> None:
-    """Tell whether the data is safe: keys, modes, every page and every record.
+    """Check that the data of a directory is safe.
 
-    On a directory that a node uses, the node looks; one at rest is looked at in private copies.
-    Nothing is changed.
+    Checks keys, file modes, free space, every page, every record and the audit log, and changes
+    nothing. If a node uses the directory, the node itself examines it. Otherwise private copies of
+    its files are examined.
 
     \b
     strongroom doctor
     strongroom doctor --directory data --json
     """
-    problems = asyncio.run(_doctor(storage_settings(directory), as_json=as_json))
+    problems = asyncio.run(_doctor(directory, as_json=as_json))
     if problems:
-        raise Unhealthy(f"{problems} problems were found. Try: what stands beside each")
+        count = "1 problem" if problems == 1 else f"{problems} problems"
+        raise Unhealthy(f"Found {count}.", remedy="the remedy beside each")
 
 
-async def _doctor(settings: StorageSettings, *, as_json: bool) -> int:
+async def _doctor(directory: Path | None, *, as_json: bool) -> int:
     problems = 0
-    async for item in without_progress(_findings(settings)):
-        finding = msgspec.json.decode(item, type=doctor.Finding)
+    async for item in without_progress(request(directory, health.doctor)):
+        finding = msgspec.json.decode(item, type=Finding)
         problems += finding.level == "problem"
-        if as_json:
-            write(item)
-            continue
         where = f"{finding.namespace}: " if finding.namespace else ""
-        remedy = f" Try: {finding.remedy}" if finding.remedy else ""
-        print(f"{finding.level:8} {where}{finding.what}{remedy}")
+        said = StrongroomError(f"{where}{finding.what}", remedy=finding.remedy)
+        write(item if as_json else f"{finding.level:8} {said}".encode())
     return problems
-
-
-async def _findings(settings: StorageSettings) -> AsyncIterator[Any]:
-    try:
-        async with operate(settings, running=True) as ask:
-            async for item in ask("doctor"):
-                yield item
-    except OwnerUnreachable:
-        async for item in commands.doctor_at_rest(settings):
-            yield item if isinstance(item, Progress) else msgspec.json.encode(item)

@@ -1,4 +1,4 @@
-"""What commands have in common: the directory they mean, and how answers are shown."""
+"""What commands share: the directory that they work on, and how they show results and errors."""
 
 from __future__ import annotations
 
@@ -6,39 +6,58 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, ParamSpec
 
 import msgspec
+import rich.progress
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from strongroom.admin import commands
+from strongroom.admin.command import Command, Progress
+from strongroom.admin.socket import connect
+from strongroom.errors import StrongroomError
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.settings import Settings, StorageSettings
 from strongroom.storage.sqlite.files import file_name
 
 Directory = Annotated[
     Path | None,
-    typer.Option("--directory", "-d", help="The data directory [FAME_STORAGE_DB_DIRECTORY]."),
+    typer.Option(
+        "--directory", "-d", help="The data directory [default: FAME_STORAGE_DB_DIRECTORY]."
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on each line.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON, one object on each line; errors, too.")
+]
 Namespace = Annotated[str, typer.Argument(help="A namespace, as `strongroom store ls` shows it.")]
 
-WIDE = 1000  # a table is never cut: who pipes it wants all of it
+WIDE = 1000  # columns: a table is never cut, since it may be piped
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 KEYSTORES = {
     "encrypted-sqlite": file_name(KEYSTORE, encrypts=True),
     "sqlite": file_name(KEYSTORE, encrypts=False),
 }
 
+P = ParamSpec("P")
+
+
+CLICK_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # Typer does not export it
+
+
+class UsageError(typer.BadParameter):
+    """An argument or option cannot be used."""
+
+    def __init__(self, what: str, *, remedy: str, hint: str | None = None) -> None:
+        self.error = StrongroomError(what, remedy=remedy)
+        super().__init__(str(self.error), param_hint=hint)
+
 
 def storage_settings(directory: Path | None) -> StorageSettings:
-    """The settings of the environment, for a directory; its files tell the profile."""
+    """The environment's settings for a directory. The names of its files show its profile."""
     settings = Settings.from_environment().storage
     found = directory or settings.directory
     profile = settings.profile
@@ -48,56 +67,98 @@ def storage_settings(directory: Path | None) -> StorageSettings:
     return dataclasses.replace(settings, directory=found, profile=profile)
 
 
-async def show(
-    items: AsyncIterator[Any], *, as_json: bool, columns: Sequence[str] = (), say: str = ""
-) -> list[Any]:
-    """Print items: as JSON, as a table with `columns`, or each by the sentence `say`.
-
-    Returns them decoded, where they were not printed as they came.
-    """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    shown: list[Any] = []
-    async for item in without_progress(items):
-        if as_json:
-            write(item)
-            continue
-        value = msgspec.json.decode(item)
-        shown.append(value)
-        if columns:
-            table.add_row(*(_cell(value.get(column)) for column in columns))
-        elif say:
-            print(say.format(**value))
-    if columns and shown and not as_json:
-        Console(width=WIDE).print(table)
-    return shown
-
-
-async def without_progress(items: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-    """The items, as bytes; the progress among them becomes a bar on a terminal."""
-    with ExitStack() as open_bar:
-        tell: Callable[[commands.Progress], None] | None = None
+async def request(
+    directory: Path | None, command: Command[P], /, *args: P.args, **kwargs: P.kwargs
+) -> AsyncGenerator[Any, None]:
+    """Run one operator command: its items as JSON, and `Progress` in between."""
+    async with (
+        connect(storage_settings(directory)) as client,
+        aclosing(client.request(command, *args, **kwargs)) as items,
+    ):
         async for item in items:
-            if not isinstance(item, commands.Progress):
-                open_bar.close()
-                tell = None
+            yield item
+
+
+async def show(
+    items: AsyncGenerator[Any, None],
+    *,
+    as_json: bool,
+    text: Callable[[Any], str] | None = None,
+    kind: Any = Any,
+    file: BinaryIO | None = None,
+) -> int:
+    """Print the items of a `request` as JSON, as a text for each, or as a table.
+
+    Args:
+        items: What `request` yields.
+        as_json: Print each item as it is.
+        text: The text of an item, for people. None: print a table.
+        kind: The type that `text` takes.
+        file: Write here instead of to standard output.
+
+    Returns:
+        The number of items.
+    """
+    count, rows = 0, []
+    printed = file is None and sys.stdout.isatty()
+    async with aclosing(without_progress(items, printed=printed)) as shown:
+        async for item in shown:
+            count += 1
+            if as_json:
+                write(item, file)
+            elif text is not None:
+                write(text(msgspec.json.decode(item, type=kind)).encode(), file)
+            else:
+                rows.append(msgspec.json.decode(item))
+    if rows:
+        table = Table(*(Column(name, no_wrap=True) for name in rows[0]), box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(_cell, row.values()))
+        Console(width=WIDE).print(table)
+    return count
+
+
+async def without_progress(
+    items: AsyncGenerator[Any, None], *, printed: bool = True
+) -> AsyncGenerator[bytes, None]:
+    """The items, as bytes. On a terminal, the progress reports in between become a bar.
+
+    Args:
+        items: What `request` yields.
+        printed: The items go to the terminal, too, so the bar ends at the first of them.
+    """
+    bar = ProgressBar()
+    try:
+        async with aclosing(items):
+            async for item in items:
+                if isinstance(item, Progress):
+                    bar.show(item)
+                    continue
+                if printed:
+                    bar.stop()
+                    bar.disable = True
                 yield item
-            elif sys.stderr.isatty():
-                tell = tell or open_bar.enter_context(_Bar()).tell
-                tell(item)
+    finally:
+        bar.stop()
 
 
-class _Bar(Progress):
-    """A bar with an estimate of what is left, on stderr."""
+class ProgressBar(rich.progress.Progress):
+    """A bar on stderr with the time that is left. Shows nothing where stderr is not a terminal."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        super().__init__(*columns, console=Console(stderr=True), transient=True)
+        super().__init__(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
         self._task = self.add_task("", total=None)
 
-    def tell(self, progress: commands.Progress) -> None:
-        """Show how far it is."""
+    def show(self, progress: Progress) -> None:
+        """Show how much is done."""
+        self.start()
         self.update(
             self._task,
             description=progress.what,
@@ -105,24 +166,27 @@ class _Bar(Progress):
             total=progress.total,
         )
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
+    def stop(self) -> None:
+        """Remove the bar, if it was shown: older versions of rich print an empty line otherwise."""
+        if self.live.is_started:
+            super().stop()
 
 
 def new_file(path: Path) -> BinaryIO:
-    """A new file for its owner alone; one that is there is not touched."""
+    """Make a file that only its owner can read. A file that exists is not overwritten."""
     try:
         return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
     except OSError as error:
-        message = f"{path} cannot be made: {error.strerror}. Try: another name"
-        raise typer.BadParameter(message, param_hint="--out") from None
+        raise UsageError(
+            f"{path} cannot be made: {error.strerror}.", remedy="another name", hint="--out"
+        ) from None
 
 
-def write(line: bytes) -> None:
-    """Print a line of JSON as it came."""
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
+def write(line: bytes, file: BinaryIO | None = None) -> None:
+    """Write a line to a file, or print it at once."""
+    (file or sys.stdout.buffer).write(line + b"\n")
+    if file is None:
+        sys.stdout.buffer.flush()
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`strongroom store`: what is kept, record by record."""
+"""`strongroom store`: the records in a data directory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 import typer
 
-from strongroom.admin.commands import Item
-from strongroom.admin.socket import operate
+from strongroom.admin import records
+from strongroom.admin.command import Progress
+from strongroom.admin.records import ExportedRecord
+from strongroom.admin.socket import connect
 from strongroom.cli.output import (
     Directory,
     Json,
     Namespace,
+    ProgressBar,
+    UsageError,
     new_file,
+    request,
     show,
     storage_settings,
     write,
@@ -28,21 +33,20 @@ from strongroom.storage.records import MAX_VALUE_BYTES
 BATCH_RECORDS = 500
 BATCH_BYTES = 4 * 1024 * 1024
 
-app = typer.Typer(help="Look at what is kept, and change it.", no_args_is_help=True)
+app = typer.Typer(help="Show and change the records that a node stores.", no_args_is_help=True)
 
 Key = Annotated[str, typer.Argument(help="The record's key.")]
 
 
 @app.command()
 def ls(directory: Directory = None, as_json: Json = False) -> None:
-    """List the namespaces, with the number of their records.
+    """List the namespaces, with their number of records and their size.
 
     \b
     strongroom store ls
     strongroom store ls --directory data --json
     """
-    columns = ["namespace", "records", "bytes"]
-    asyncio.run(_show(directory, "store.ls", as_json=as_json, columns=columns))
+    asyncio.run(show(request(directory, records.ls), as_json=as_json))
 
 
 @app.command()
@@ -52,9 +56,8 @@ def stats(namespace: Namespace, directory: Directory = None, as_json: Json = Fal
     \b
     strongroom store stats notes
     """
-    found = asyncio.run(_show(directory, "store.stats", as_json=as_json, namespace=namespace))
-    for name, value in (found[0] if found else {}).items():
-        print(f"{name:12} {value}")
+    items = request(directory, records.stats, namespace=namespace)
+    asyncio.run(show(items, as_json=as_json, text=_stats))
 
 
 @app.command()
@@ -63,7 +66,7 @@ def get(
     key: Key,
     directory: Directory = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With revision, version and times.")
+        bool, typer.Option("--json", help="Print its revision, model version and times, too.")
     ] = False,
 ) -> None:
     """Print the value of a record, as JSON.
@@ -72,22 +75,25 @@ def get(
     strongroom store get notes first
     strongroom store get notes first --json
     """
-    asyncio.run(_get(directory, namespace, key, as_json=as_json))
+    items = request(directory, records.get, namespace=namespace, key=key)
+    asyncio.run(show(items, as_json=as_json, kind=ExportedRecord, text=_value))
 
 
 @app.command()
 def put(
     namespace: Namespace,
     key: Key,
-    value: Annotated[str, typer.Argument(help="JSON; - reads it from standard input.")],
+    value: Annotated[str, typer.Argument(help="JSON, or - to read it from standard input.")],
     version: Annotated[
         int | None,
-        typer.Option(help="The model version it is for [that of the record there, else 0]."),
+        typer.Option(
+            help="The version of its model [default: that of the record it replaces, or 0]."
+        ),
     ] = None,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
-    """Store a record. Its expiry stays as it is.
+    """Store a record. If it replaces one, the expiry stays as it was.
 
     \b
     strongroom store put notes first '{"text": "Hello"}'
@@ -97,12 +103,16 @@ def put(
     try:
         msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        message = f'this is no JSON: {error}. Try: \'{{"text": "Hello"}}\', in single quotes'
-        raise typer.BadParameter(message, param_hint="VALUE") from None
-    arguments: dict[str, Any] = {"namespace": namespace, "key": key, "text": text}
-    arguments["version"] = version
-    say = "{key} is stored at revision {revision}."
-    asyncio.run(_show(directory, "store.put", as_json=as_json, say=say, **arguments))
+        raise UsageError(
+            f"This is not valid JSON: {error}.",
+            remedy="""'{"text": "Hello"}', in single quotes""",
+            hint="VALUE",
+        ) from None
+    items = request(
+        directory, records.put, namespace=namespace, key=key, text=text, version=version
+    )
+    said = "Stored {key} at revision {revision}.".format_map
+    asyncio.run(show(items, as_json=as_json, text=said))
 
 
 @app.command()
@@ -117,108 +127,116 @@ def delete(
     \b
     strongroom store delete notes first second
     """
-    found = asyncio.run(
-        _show(directory, "store.delete", as_json=as_json, namespace=namespace, keys=keys)
-    )
-    for item in found:
-        print(f"{item['key']} {'is deleted' if item['deleted'] else 'was not there'}.")
+    items = request(directory, records.delete, namespace=namespace, keys=keys)
+    asyncio.run(show(items, as_json=as_json, text=_deletion))
 
 
 @app.command()
 def scan(
     namespace: Namespace,
-    prefix: Annotated[str, typer.Option(help="What the keys begin with.")] = "",
-    after: Annotated[str | None, typer.Option(help="Go on behind this key.")] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="At most so many.")] = None,
-    reverse: Annotated[bool, typer.Option("--reverse", help="From the last key.")] = False,
-    keys_only: Annotated[bool, typer.Option("--keys-only", help="Without the values.")] = False,
+    prefix: Annotated[str, typer.Option(help="Only keys that begin with this.")] = "",
+    after: Annotated[str | None, typer.Option(help="Start after this key.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Maximum number of records.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Start at the last key.")] = False,
+    keys_only: Annotated[bool, typer.Option("--keys-only", help="Print no values.")] = False,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
-    """Print records in the order of their keys, however many there are.
+    """Print records in the order of their keys.
 
     \b
     strongroom store scan notes --prefix 2026- --limit 10
     strongroom store scan notes --json | jq .value
     """
-    arguments = {"prefix": prefix, "after": after, "limit": limit, "reverse": reverse}
-    asyncio.run(
-        _stream(
-            directory,
-            "store.scan",
-            as_json=as_json,
-            namespace=namespace,
-            values=not keys_only,
-            **arguments,
-        )
+    items = request(
+        directory,
+        records.scan,
+        namespace=namespace,
+        prefix=prefix,
+        after=after,
+        limit=limit,
+        reverse=reverse,
+        values=not keys_only,
     )
+    asyncio.run(show(items, as_json=as_json, kind=ExportedRecord, text=_line))
 
 
 @app.command()
 def watch(
     namespace: Namespace,
-    prefix: Annotated[str, typer.Option(help="What the keys begin with.")] = "",
-    after: Annotated[int | None, typer.Option(help="Go on behind this revision.")] = None,
+    prefix: Annotated[str, typer.Option(help="Only keys that begin with this.")] = "",
+    after: Annotated[
+        int | None, typer.Option(help="Start after this revision [default: now].")
+    ] = None,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
-    """Print each change as it comes, until it is interrupted.
+    """Print each change when it happens, until you interrupt the command.
 
     \b
     strongroom store watch notes
     strongroom store watch notes --after 0 --json
     """
-    arguments = {"namespace": namespace, "prefix": prefix, "after": after}
-    asyncio.run(_stream(directory, "store.watch", as_json=as_json, **arguments))
+    items = request(directory, records.watch, namespace=namespace, prefix=prefix, after=after)
+    asyncio.run(show(items, as_json=as_json, kind=ExportedRecord, text=_line))
 
 
 @app.command()
 def export(
     namespace: Namespace,
-    out: Annotated[Path | None, typer.Option(help="A new file [standard output].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this new file [default: standard output].")
+    ] = None,
     directory: Directory = None,
 ) -> None:
-    """Write all records as of one moment, one JSON object on each line, in clear.
+    """Write all records of one moment, unencrypted, as one JSON object on each line.
 
     \b
     strongroom store export notes --out notes.jsonl
     strongroom store export notes | gpg -c > notes.jsonl.gpg
     """
-    asyncio.run(_export(directory, namespace, out))
+    items = request(directory, records.export, namespace=namespace)
+    if out is None:
+        asyncio.run(show(items, as_json=True))
+        return
+    with new_file(out) as file:
+        count = asyncio.run(show(items, as_json=True, file=file))
+    print(f"Wrote {count} records to {out}, unencrypted.", file=sys.stderr)
 
 
 @app.command(name="import")
 def import_(
     namespace: Namespace,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What export wrote.")],
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A file that export wrote.")
+    ],
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
-    """Store the records of a file. All lines are checked before the first is stored.
+    """Store the records of a file, after checking all of them.
 
     \b
     strongroom store import notes notes.jsonl
     """
     with file.open("rb") as lines:
-        count = sum(1 for _ in _items(file, lines))
-    stored, replaced = asyncio.run(_import(directory, namespace, file))
+        count = sum(1 for _ in _read(file, lines))
+    stored, replaced = asyncio.run(_import(directory, namespace, file, count))
     if as_json:
         write(msgspec.json.encode({"lines": count, "stored": stored, "replaced": replaced}))
     else:
-        print(f"{stored} records are stored in {namespace}; {replaced} of them replaced others.")
+        print(f"Stored {stored} records in {namespace}; {replaced} of them replaced others.")
 
 
 @app.command()
 def drop(
     namespace: Namespace,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
     """Delete a namespace: its data key first, then its file.
 
-    Copies of the file in backups cannot be read any more with the keystore from now on. Whoever
-    kept an older keystore and its master key can still read them.
+    Copies of the file in backups can then be read only with an older keystore and its master key.
 
     \b
     strongroom store drop notes
@@ -226,108 +244,82 @@ def drop(
     """
     if not yes:
         print(
-            f"All records of {namespace} go, and so does the key of its file: its copies in "
-            "backups cannot be read any more, except with an older keystore and its master key."
+            f"This deletes all records of {namespace} and the key of its file. Copies of the file "
+            "in backups can then be read only with an older keystore and its master key."
         )
         typer.confirm(f"Drop {namespace}?", abort=True)
-    say = "{namespace} is dropped, and its data key is destroyed."
-    asyncio.run(_show(directory, "store.drop", as_json=as_json, say=say, namespace=namespace))
+    items = request(directory, records.drop, namespace=namespace)
+    text = "Dropped {namespace} and destroyed its data key.".format_map
+    asyncio.run(show(items, as_json=as_json, text=text))
 
 
-async def _show(
-    directory: Path | None,
-    command: str,
-    *,
-    as_json: bool,
-    columns: list[str] | None = None,
-    say: str = "",
-    **arguments: Any,
-) -> list[Any]:
-    async with operate(storage_settings(directory)) as ask:
-        items = ask(command, **arguments)
-        return await show(items, as_json=as_json, columns=columns or (), say=say)
+def _stats(found: dict[str, Any]) -> str:
+    return "\n".join(f"{name:12} {value}" for name, value in found.items())
 
 
-async def _get(directory: Path | None, namespace: str, key: str, *, as_json: bool) -> None:
-    async with operate(storage_settings(directory)) as ask:
-        async for item in ask("store.get", namespace=namespace, key=key):
-            record = msgspec.json.decode(item, type=Item)
-            write(item if as_json else bytes(record.value) or (record.base64 or "").encode())
+def _deletion(found: dict[str, Any]) -> str:
+    return f"{found['key']} {'is deleted' if found['deleted'] else 'was not there'}."
 
 
-async def _stream(directory: Path | None, command: str, *, as_json: bool, **arguments: Any) -> None:
-    async with operate(storage_settings(directory)) as ask:
-        async for item in ask(command, **arguments):
-            write(item if as_json else _line(item))
+def _line(record: ExportedRecord) -> str:
+    """A record for people: its key and value, or that it was deleted."""
+    value = "(deleted)" if record.deleted else _value(record)
+    return f"{record.key}\t{value}" if value else record.key
 
 
-def _line(item: bytes) -> bytes:
-    """A record for people: key and value; or that it is deleted."""
-    record = msgspec.json.decode(item, type=Item)
-    key = record.key.encode()
-    if b'"deleted":true' in item and not record.value:
-        return key + b"\t(deleted)"
-    value = bytes(record.value) or (record.base64 or "").encode()
-    return key + b"\t" + value if value else key
+def _value(record: ExportedRecord) -> str:
+    return bytes(record.value).decode() or record.base64 or ""
 
 
-async def _export(directory: Path | None, namespace: str, out: Path | None) -> None:
-    async with operate(storage_settings(directory)) as ask:
-        items = ask("store.export", namespace=namespace)
-        if out is None:
-            async for item in items:
-                write(item)
-            return
-        count = 0
-        with new_file(out) as file:
-            async for item in items:
-                file.write(item + b"\n")
-                count += 1
-        print(f"{count} records are in {out}, in clear.", file=sys.stderr)
-
-
-async def _import(directory: Path | None, namespace: str, file: Path) -> tuple[int, int]:
+async def _import(
+    directory: Path | None, namespace: str, file: Path, count: int
+) -> tuple[int, int]:
     stored = replaced = 0
-    async with operate(storage_settings(directory)) as ask:
-        with file.open("rb") as lines:
-            for batch in _batches(_items(file, lines)):
-                async for item in ask("store.import", namespace=namespace, records=batch):
+    with file.open("rb") as lines, ProgressBar() as bar:
+        async with connect(storage_settings(directory)) as client:
+            for batch in _batches(_read(file, lines)):
+                async for item in client.request(
+                    records.import_, namespace=namespace, records=batch
+                ):
                     done = msgspec.json.decode(item)
                     stored += done["stored"]
                     replaced += done["replaced"]
+                bar.show(Progress(namespace, stored, count))
     return stored, replaced
 
 
-def _batches(items: Iterator[tuple[int, Item]]) -> Iterator[list[Item]]:
-    batch: dict[str, Item] = {}
+def _batches(lines: Iterator[tuple[int, ExportedRecord]]) -> Iterator[list[ExportedRecord]]:
+    batch: dict[str, ExportedRecord] = {}
     size = 0
-    for length, item in items:
-        if batch and (
-            len(batch) == BATCH_RECORDS or size + length > BATCH_BYTES or item.key in batch
-        ):
+    for length, record in lines:
+        full = len(batch) == BATCH_RECORDS or size + length > BATCH_BYTES
+        if batch and (full or record.key in batch):
             yield list(batch.values())
             batch, size = {}, 0
-        batch[item.key] = item
+        batch[record.key] = record
         size += length
     if batch:
         yield list(batch.values())
 
 
-def _items(file: Path, lines: BinaryIO) -> Iterator[tuple[int, Item]]:
-    """The records of an export, with the length of their lines.
+def _read(file: Path, lines: BinaryIO) -> Iterator[tuple[int, ExportedRecord]]:
+    """The records of an export, each with the length of its line.
 
     Raises:
-        ImportInvalid: A line cannot be read; the message says which.
+        ImportInvalid: A line cannot be read; the message names the line.
     """
     for number, line in enumerate(lines, start=1):
         try:
-            item = msgspec.json.decode(line, type=Item)
-            value = item.write().value
+            record = msgspec.json.decode(line, type=ExportedRecord)
+            value = record.write().value
         except (ValueError, InvalidKey) as error:
             raise ImportInvalid(
                 f"Line {number} of {file} cannot be read: {error}. Nothing was stored.",
                 remedy="a file that strongroom store export wrote",
             ) from None
         if len(value or b"") > MAX_VALUE_BYTES:
-            raise ImportInvalid(f"Line {number} of {file} is too long. Nothing was stored.")
-        yield len(line), item
+            raise ImportInvalid(
+                f"The value in line {number} of {file} is larger than 64 MiB. Nothing was stored.",
+                remedy="the file without this record",
+            )
+        yield len(line), record

@@ -141,7 +141,7 @@ class Node:
             if running.storage.needs_directory:
                 from strongroom.admin.socket import admin_socket  # noqa: PLC0415  # loads SQLite
 
-                await opening.enter_async_context(admin_socket(running.storage, self.describe))
+                await opening.enter_async_context(admin_socket(running.storage, self))
             self._exit_stack = opening.pop_all()
 
     async def _open(self, settings: Settings, opening: AsyncExitStack) -> _Running:

@@ -1,4 +1,4 @@
-"""A node as a process: signals, readiness, and errors as one line with an exit status."""
+"""Runs a node as a process: signals, readiness, logging, and errors as exit statuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("strongroom.nodes")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a node's main coroutine in an event loop of its own: uvloop's where it is installed."""
+    """Run a node's main coroutine in a new event loop, uvloop's if it is installed."""
     try:
         import uvloop  # noqa: PLC0415 - an extra
     except ImportError:
@@ -30,17 +30,21 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def run_until_stopped(
-    running: AbstractAsyncContextManager[Any], log_level: str | int | None = None
+    node: AbstractAsyncContextManager[Any], log_level: str | int | None = None
 ) -> None:
-    """Enter `running`, say that it is ready, and leave it at SIGTERM or SIGINT.
+    """Run `node` until SIGTERM or SIGINT, and notify the service manager when it is ready.
 
     A StrongroomError ends the process with one line and the error's exit status.
+
+    Args:
+        node: Entered to start the node, left to stop it.
+        log_level: The level of the logger `strongroom`; see `set_up_log`.
     """
     task = asyncio.current_task()
     assert task is not None
     with _errors_as_exit_status(), _cancelled_by_signals(task):
         set_up_log(log_level)
-        async with running:
+        async with node:
             notify("READY=1")
             try:
                 await asyncio.get_running_loop().create_future()
@@ -49,17 +53,27 @@ async def run_until_stopped(
 
 
 def set_up_log(log_level: str | int | None = None) -> None:
-    """Log to stderr, as FAME_LOG_LEVEL or `log_level` says, unless the program has its own way."""
+    """Log to stderr at the level of FAME_LOG_LEVEL, unless the program has set up logging itself.
+
+    A program has done so if the root logger or the logger `strongroom` has a handler or a level.
+
+    Args:
+        log_level: A level that the program asks for. It is set in any case.
+    """
+    root, ours = logging.getLogger(), logging.getLogger("strongroom")
+    has_handlers = bool(root.handlers or ours.handlers)
+    has_levels = root.level != logging.WARNING or ours.level != logging.NOTSET
+    if not (has_handlers or has_levels):
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    elif log_level is None:
+        return
     level = log_level if log_level is not None else Settings.from_environment().log_level
-    if isinstance(level, str):
-        level = level.upper()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with suppress(ValueError):
-        logging.getLogger("strongroom").setLevel(level)
+        ours.setLevel(level.upper() if isinstance(level, str) else level)
 
 
 def notify(state: str) -> None:
-    """Tell the service manager, if there is one, in systemd's way."""
+    """Send `state` to the service manager, if there is one, by systemd's protocol."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -92,7 +106,7 @@ def _cancelled_by_signals(task: asyncio.Task[Any]) -> Iterator[None]:
             stopped = True
             task.cancel()
 
-    # Signals cannot be handled everywhere (another thread, Windows); then the caller cancels us.
+    # Signals cannot be handled in another thread or on Windows; there, the caller cancels the task.
     with suppress(NotImplementedError, RuntimeError, ValueError):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)

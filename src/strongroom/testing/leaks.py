@@ -64,7 +64,7 @@ def _scan_file(path: Path, patterns: Mapping[bytes, tuple[str, str]]) -> Iterato
 
 def _forms(needle: str) -> Iterator[tuple[str, bytes]]:
     if len(needle) < SHORTEST:
-        raise ValueError(f"{needle!r} is too short. Try: a text of {SHORTEST} characters or more")
+        raise ValueError(f"{needle!r} is too short: pass at least {SHORTEST} characters.")
     for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
         data = needle.encode(encoding)
         for piece in _pieces(data):
