@@ -49,7 +49,7 @@ async def scan(items: KeyValueStore[Item], scanned: list[int]) -> None:
 
 
 async def measure(name: str, seconds: float, work: list[asyncio.Task[None]]) -> None:
-    await asyncio.sleep(0.5)  # the start of so many tasks in one turn is not the store's doing
+    await asyncio.sleep(0.5)  # starting all tasks in one turn takes time that is not the store's
     late: list[float] = []
     ticking = asyncio.create_task(tick(late))
     await asyncio.sleep(seconds)

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/scan_memory.py [records ...]
 
-Each number of records has a directory of its own, written by one process and scanned by another.
+Each number of records gets its own directory, written by one process and scanned by another.
 """
 
 from __future__ import annotations

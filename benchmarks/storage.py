@@ -3,8 +3,8 @@
     python benchmarks/storage.py                 a few minutes
     python benchmarks/storage.py --records 100000 --size 16384 --peers sqlite3,sqlcipher
 
-Each measurement runs in a process of its own, ours and the peers' in turn, so that a machine whose
-speed drifts does not favour one. A ratio above 1 says that Strongroom is faster. A peer that is not
+Each measurement runs in its own process, ours and the peers' alternately, so that a machine whose
+speed drifts favours none. A ratio above 1 says that Strongroom is faster. A peer that is not
 installed is left out and named. All run on uvloop where it is installed, as our nodes do. Naylence
 needs Python 3.12: name an interpreter that has it in STRONGROOM_NAYLENCE_PYTHON.
 """
@@ -58,23 +58,23 @@ async def measure(name: str, directory: Path, records: int, size: int, sets: int
 
 
 async def opens_per_second(name: str, directory: Path) -> float:
-    """How fast an existing namespace opens in a node that runs."""
+    """How fast a running node opens an existing namespace."""
     peer = PEERS[name]()
     await peer.open(directory)
     store = peer.provider._stores["items"]  # type: ignore[attr-defined]  # noqa: SLF001
     times = []
     for _ in range(20):
-        store.used = False
-        await store.rest()
+        store.connections.was_used = False
+        await store.connections.close_if_idle()
         began = time.perf_counter()
-        await store.open()
+        await store.connections.open()
         times.append(time.perf_counter() - began)
     await peer.close()
     return 1 / statistics.median(times)
 
 
 async def raw_gets_per_second(peer: Peer, key: str) -> float:
-    """How fast the bytes of a record are there, without the model."""
+    """How fast the raw bytes of a hot record are read, without the model."""
     store = peer.provider._stores["items"]  # type: ignore[attr-defined]  # noqa: SLF001
 
     async def read() -> None:
@@ -138,7 +138,7 @@ async def rate(operations: int, run: Callable[[], Awaitable[None]]) -> float:
 
 
 def run_apart(name: str, arguments: argparse.Namespace) -> dict[str, float] | None:
-    """Measure one peer in a process of its own; None where it is not installed."""
+    """Measure one peer in its own process; None if it is not installed."""
     python = sys.executable
     if name == "naylence":
         python = os.environ.get("STRONGROOM_NAYLENCE_PYTHON", python)

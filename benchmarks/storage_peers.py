@@ -113,7 +113,7 @@ class SqlCipher(RawSqlite):
 
 
 class DiskCache:
-    """diskcache, told to sync as the others do. It does not encrypt."""
+    """diskcache, set to sync like the others. It does not encrypt."""
 
     async def open(self, directory: Path) -> None:
         import diskcache

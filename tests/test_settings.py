@@ -1,10 +1,16 @@
 """Settings come from the environment, once, and keep secrets to themselves."""
 
+import asyncio
+import dataclasses
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
+from strongroom import BaseAgent, NotStarted
 from strongroom.errors import SettingsError
+from strongroom.keys.master import read_master_key
 from strongroom.settings import Settings
 
 
@@ -40,9 +46,73 @@ def test_no_repr_shows_a_secret() -> None:
     assert "hunter2" not in repr(settings) + str(settings)
 
 
-def test_child_processes_do_not_inherit_the_master_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strongroom.settings._taken", {})
+def test_a_value_given_in_python_is_checked_too() -> None:
+    with pytest.raises(SettingsError, match="FAME_DELIVERY_PROFILE is 'sometimes'"):
+        Settings(delivery_profile="sometimes")
+    with pytest.raises(SettingsError, match="FAME_LISTENER_PORT is -1"):
+        dataclasses.replace(Settings(), listener_port=-1)
+
+
+def test_a_choice_may_be_written_in_capitals() -> None:
+    assert Settings.from_environment({"FAME_LOG_LEVEL": "DEBUG"}).log_level == "debug"
+
+
+def test_each_type_of_value_is_parsed() -> None:
+    environ = {
+        "FAME_STORAGE_DB_DIRECTORY": "data",
+        "FAME_LISTENER_PORT": "9000",
+        "FAME_SHOW_ENVELOPES": "Yes",
+        "FAME_NODE_ID": "one",
+    }
+    settings = Settings.from_environment(environ)
+    assert settings.storage.directory == Path("data")
+    assert (settings.listener_port, settings.show_envelopes, settings.node_id) == (
+        9000,
+        True,
+        "one",
+    )
+
+
+def test_reading_the_environment_leaves_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAME_STORAGE_MASTER_KEY", "a passphrase of mine")
     first = Settings.from_environment()
-    assert "FAME_STORAGE_MASTER_KEY" not in os.environ
+    assert first.storage.master_key == "a passphrase of mine"
     assert Settings.from_environment() == first
+
+
+class Launcher(BaseAgent):
+    """Reports which FAME_ variables the programs that it starts inherit."""
+
+    async def start(self) -> None:
+        script = "import os; print(*sorted(name for name in os.environ if name[:5] == 'FAME_'))"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+        )
+        output, _ = await process.communicate()
+        raise NotStarted(output.decode())  # which ends the serving
+
+
+async def test_child_processes_of_an_agent_do_not_inherit_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("FAME_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FAME_NODE_ID", "one")
+    monkeypatch.setenv("FAME_STORAGE_MASTER_KEY", "a passphrase of mine")
+    monkeypatch.setenv("FAME_ADMISSION_TOKEN", "a token")
+    with pytest.raises(SystemExit):
+        await Launcher().aserve("launcher@fame.fabric")
+    assert capsys.readouterr().err.split() == ["strongroom:", "error:", "FAME_NODE_ID"]
+    # They are back, so that the agent can be served again.
+    assert os.environ["FAME_STORAGE_MASTER_KEY"] == "a passphrase of mine"
+
+
+def test_the_command_that_prints_the_master_key_does_not_inherit_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "command"
+    command.write_text("#!/bin/sh\nenv | grep -q a-passphrase-of-before || echo a-key-of-mine\n")
+    command.chmod(0o700)
+    monkeypatch.setenv("FAME_STORAGE_MASTER_KEY_PREVIOUS", "a-passphrase-of-before")
+    monkeypatch.setenv("FAME_STORAGE_MASTER_KEY_COMMAND", str(command))
+    assert read_master_key(Settings.from_environment().storage).text == "a-key-of-mine"

@@ -2,11 +2,81 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from strongroom.errors import StrongroomError
-from strongroom.settings import Settings
+from strongroom.errors import (
+    CallError,
+    CallInterrupted,
+    CallTimeout,
+    FabricError,
+    InvalidArguments,
+    KeyExists,
+    KeyMissing,
+    NoRoute,
+    NotStarted,
+    OperationFailed,
+    RecordInvalid,
+    RevisionConflict,
+    StorageError,
+    StreamStalled,
+    StrongroomError,
+    UnknownOperation,
+)
+from strongroom.settings import Settings, StorageSettings
+from strongroom.version import __version__
+
+__all__ = [
+    "Agent",
+    "BaseAgent",
+    "BaseAgentState",
+    "CallError",
+    "CallInterrupted",
+    "CallTimeout",
+    "Change",
+    "Entry",
+    "Fabric",
+    "FabricError",
+    "FameFabric",
+    "InvalidArguments",
+    "KeyExists",
+    "KeyMissing",
+    "KeyValueStore",
+    "MemoryProvider",
+    "NoRoute",
+    "Node",
+    "NotStarted",
+    "OperationFailed",
+    "RecordInvalid",
+    "RecordStore",
+    "RevisionConflict",
+    "Sentinel",
+    "Settings",
+    "StorageError",
+    "StorageProvider",
+    "StorageSettings",
+    "StreamStalled",
+    "StrongroomError",
+    "UnknownOperation",
+    "__version__",
+    "open_provider",
+    "operation",
+]
+
+
+def _make_public(value: Any) -> None:
+    """Let `value` say that it is from here, where users import it from."""
+    if isinstance(value, type):
+        with suppress(NameError):  # annotations are looked up in the module that a class names
+            value.__annotations__ = inspect.get_annotations(value, eval_str=True)
+    value.__module__ = __name__
+
+
+for _value in [value for name, value in globals().items() if name in __all__]:
+    if isinstance(_value, type):
+        _make_public(_value)
 
 if TYPE_CHECKING:
     from strongroom.agents.agent import Agent, BaseAgent
@@ -15,52 +85,34 @@ if TYPE_CHECKING:
     from strongroom.nodes.fabric import Fabric, FameFabric
     from strongroom.nodes.node import Node
     from strongroom.nodes.sentinel import Sentinel
-    from strongroom.storage.provider import StorageProvider
+    from strongroom.storage.memory import MemoryProvider
+    from strongroom.storage.provider import StorageProvider, open_provider
     from strongroom.storage.records import RecordStore
     from strongroom.storage.typed import Change, Entry, KeyValueStore
+else:
+    # A name is loaded when it is first used, so that a sentinel does not load what agents need.
+    # Not seen by type checkers, for which a module with __getattr__ has every name.
+    _NAMES = {
+        "agents.agent": ("Agent", "BaseAgent"),
+        "agents.operations": ("operation",),
+        "agents.state": ("BaseAgentState",),
+        "nodes.fabric": ("Fabric", "FameFabric"),
+        "nodes.node": ("Node",),
+        "nodes.sentinel": ("Sentinel",),
+        "storage.memory": ("MemoryProvider",),
+        "storage.provider": ("StorageProvider", "open_provider"),
+        "storage.records": ("RecordStore",),
+        "storage.typed": ("Change", "Entry", "KeyValueStore"),
+    }
+    _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__version__ = "0.1.0"
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        _make_public(value)
+        globals()[name] = value
+        return value
 
-__all__ = [
-    "Agent",
-    "BaseAgent",
-    "BaseAgentState",
-    "Change",
-    "Entry",
-    "Fabric",
-    "FameFabric",
-    "KeyValueStore",
-    "Node",
-    "RecordStore",
-    "Sentinel",
-    "Settings",
-    "StorageProvider",
-    "StrongroomError",
-    "__version__",
-    "operation",
-]
-
-# A name is loaded when it is first used, so that a sentinel does not load what agents need.
-_MODULES = {
-    "Agent": "agents.agent",
-    "BaseAgent": "agents.agent",
-    "BaseAgentState": "agents.state",
-    "Change": "storage.typed",
-    "Entry": "storage.typed",
-    "Fabric": "nodes.fabric",
-    "FameFabric": "nodes.fabric",
-    "KeyValueStore": "storage.typed",
-    "Node": "nodes.node",
-    "RecordStore": "storage.records",
-    "Sentinel": "nodes.sentinel",
-    "StorageProvider": "storage.provider",
-    "operation": "agents.operations",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

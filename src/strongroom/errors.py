@@ -1,6 +1,7 @@
 """Every error that Strongroom raises, in one tree.
 
     StrongroomError
+    ├── NotStarted                  a provider or a node was used before it was started
     ├── SettingsError               a FAME_* variable is missing or cannot be understood
     │   ├── MasterKeyMissing        the profile is encrypted and no master key was given
     │   ├── MasterKeyInvalid        the master key is too short, or its source failed
@@ -125,6 +126,10 @@ def _rebuilt(kind: type[E], fields: dict[str, Any]) -> E:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
+
+
+class NotStarted(StrongroomError):
+    """A provider or a node was used before it was started."""
 
 
 # --- settings ---------------------------------------------------------------------------------

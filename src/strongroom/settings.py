@@ -1,43 +1,98 @@
-"""Every FAME_* variable, read once into one frozen object.
+"""Every FAME_* variable, and the frozen objects that hold their values.
 
-Nothing else in the package reads the environment. Secrets are shown in no repr, and those that
-were read are removed from the environment, so that child processes do not inherit them.
+Nothing else in the package reads these variables. No repr shows a secret.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from strongroom.errors import SettingsError
 
 ATTACH_PATH = "/fame/v1/attach/ws/downstream"
+HEALTH_PATH = "/fame/v1/attach/health"
 DEFAULT_PORT = 8000
 
 
-def _variable(
-    name: str, default: Any = None, *, secret: bool = False, choices: tuple[str, ...] = ()
-) -> Any:
-    metadata = {"variable": name, "secret": secret, "choices": choices}
-    return field(default=default, repr=not secret, metadata=metadata)
+class Variable(NamedTuple):
+    """An environment variable, and how its text becomes the value of a setting."""
+
+    name: str
+    about: str
+    default: Any = None
+    parse: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+    is_secret: bool = False
+
+
+def _variable(*description: Any, **options: Any) -> Any:
+    variable = Variable(*description, **options)
+    metadata = {"variable": variable}
+    return field(default=variable.default, repr=not variable.is_secret, metadata=metadata)
+
+
+def _flag(text: str) -> bool:
+    match text.strip().lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
+    raise ValueError("true or false")
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("a whole number") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSettings:
     """Where and how a node keeps its data; what a storage provider is made from.
 
-    >>> StorageSettings(profile="sqlite", directory=Path("data"))
+    >>> StorageSettings(profile="sqlite", directory=Path("data")).directory
+    PosixPath('data')
     """
 
-    profile: str = _variable("FAME_STORAGE_PROFILE", "memory")
-    directory: Path | None = _variable("FAME_STORAGE_DB_DIRECTORY")
-    master_key: str | None = _variable("FAME_STORAGE_MASTER_KEY", secret=True)
-    master_key_file: Path | None = _variable("FAME_STORAGE_MASTER_KEY_FILE")
-    master_key_command: str | None = _variable("FAME_STORAGE_MASTER_KEY_COMMAND")
-    previous_master_key: str | None = _variable("FAME_STORAGE_MASTER_KEY_PREVIOUS", secret=True)
+    profile: str = _variable(
+        "FAME_STORAGE_PROFILE",
+        "`memory`, `sqlite`, `encrypted-sqlite`, the name of a package's entry point, or "
+        "`package.module:Class`",
+        "memory",
+    )
+    directory: Path | None = _variable(
+        "FAME_STORAGE_DB_DIRECTORY",
+        "the data directory, for profiles that keep files; one for each node",
+        parse=Path,
+    )
+    master_key: str | None = _variable(
+        "FAME_STORAGE_MASTER_KEY",
+        "the master key: 32 random bytes as base64url or hex (`strongroom key new`), or a "
+        "passphrase of 12 characters or more",
+        is_secret=True,
+    )
+    master_key_file: Path | None = _variable(
+        "FAME_STORAGE_MASTER_KEY_FILE",
+        "a file that holds the master key, as Docker and systemd pass secrets",
+        parse=Path,
+    )
+    master_key_command: str | None = _variable(
+        "FAME_STORAGE_MASTER_KEY_COMMAND", "a command that prints the master key"
+    )
+    previous_master_key: str | None = _variable(
+        "FAME_STORAGE_MASTER_KEY_PREVIOUS",
+        "the former master key, for one start after a rotation that was interrupted",
+        is_secret=True,
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     @property
     def has_master_key(self) -> bool:
@@ -47,98 +102,136 @@ class StorageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of a node.
+    """All settings of a node. Those that are not given have their defaults.
 
     >>> Settings.from_environment({"FAME_LISTENER_PORT": "9000"}).listener_port
     9000
+
+    Raises:
+        SettingsError: A value is not allowed; the message names its variable.
     """
 
     storage: StorageSettings = field(default_factory=StorageSettings)
-    node_id: str | None = _variable("FAME_NODE_ID")
-    listener_host: str = _variable("FAME_LISTENER_HOST", "127.0.0.1")
-    listener_port: int = _variable("FAME_LISTENER_PORT", DEFAULT_PORT)
-    admission_url: str | None = _variable("FAME_DIRECT_ADMISSION_URL")
-    admission_token: str | None = _variable("FAME_ADMISSION_TOKEN", secret=True)
-    max_initial_attempts: int = _variable("FAME_SESSION_MAX_INITIAL_ATTEMPTS", 1)
-    security_profile: str | None = _variable("FAME_SECURITY_PROFILE")
+    node_id: str | None = _variable(
+        "FAME_NODE_ID", "the node's id; by default a random one, which its storage keeps"
+    )
+    listener_host: str = _variable(
+        "FAME_LISTENER_HOST", "the address on which a sentinel listens", "127.0.0.1"
+    )
+    listener_port: int = _variable(
+        "FAME_LISTENER_PORT",
+        "the port on which a sentinel listens; 0 takes any free one",
+        DEFAULT_PORT,
+        parse=_whole_number,
+    )
+    admission_url: str | None = _variable(
+        "FAME_DIRECT_ADMISSION_URL",
+        f"the sentinel to attach to, `ws://host:port{ATTACH_PATH}`; without it a node works alone",
+    )
+    admission_token: str | None = _variable(
+        "FAME_ADMISSION_TOKEN",
+        "the bearer token that a node shows when it attaches, and that a sentinel asks for",
+        is_secret=True,
+    )
+    max_initial_attempts: int = _variable(
+        "FAME_SESSION_MAX_INITIAL_ATTEMPTS",
+        "how often a starting node tries to attach; 0 for no limit",
+        1,
+        parse=_whole_number,
+    )
+    security_profile: str | None = _variable(
+        "FAME_SECURITY_PROFILE",
+        "`open` lets a sentinel listen beyond this machine without a token",
+    )
     delivery_profile: str = _variable(
-        "FAME_DELIVERY_PROFILE", "at-most-once", choices=("at-most-once", "at-least-once")
+        "FAME_DELIVERY_PROFILE",
+        "`at-most-once`, or `at-least-once`, which stores messages until they are handled",
+        "at-most-once",
+        parse=str.lower,
+        choices=("at-most-once", "at-least-once"),
     )
-    show_envelopes: bool = _variable("FAME_SHOW_ENVELOPES", False)
+    show_envelopes: bool = _variable(
+        "FAME_SHOW_ENVELOPES", "whether to log every envelope", default=False, parse=_flag
+    )
     log_level: str = _variable(
-        "FAME_LOG_LEVEL", "info", choices=("debug", "info", "warning", "error", "critical")
+        "FAME_LOG_LEVEL",
+        "`debug`, `info`, `warning`, `error` or `critical`",
+        "info",
+        parse=str.lower,
+        choices=("debug", "info", "warning", "error", "critical"),
     )
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read the variables of `environ` (default: this process's).
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read the variables of `environ` (default: this process's environment).
 
         Raises:
-            SettingsError: A value cannot be understood; the message names the variable.
+            SettingsError: A value cannot be understood; the message names its variable.
         """
-        source = _without_secrets(os.environ) if environ is None else environ
-        values = {name: _read(cls, name, source) for name in _fields(cls) if name != "storage"}
-        storage = {name: _read(StorageSettings, name, source) for name in _fields(StorageSettings)}
-        return cls(storage=StorageSettings(**storage), **values)
+        source = os.environ if environ is None else environ
+        storage = StorageSettings(**_values(StorageSettings, source))
+        return cls(storage=storage, **_values(cls, source))
 
 
-_taken: dict[str, str] = {}
+@contextmanager
+def secrets_taken_from(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """Remove the secrets from `environ` within the block; child processes then do not inherit them.
 
+    Agents are served within such a block. Read the settings before it.
 
-def _without_secrets(environ: MutableMapping[str, str]) -> Mapping[str, str]:
-    """Take the secrets out of the process's environment, and remember them for the next reading."""
-    for spec in (*_fields(Settings).values(), *_fields(StorageSettings).values()):
-        if spec.metadata.get("secret") and (name := spec.metadata["variable"]) in environ:
-            _taken[name] = environ.pop(name)
-    return {**environ, **_taken}
-
-
-def _fields(cls: type[Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = cls.__dataclass_fields__
-    return fields
-
-
-def _read(cls: type[Any], name: str, environ: Mapping[str, str]) -> Any:
-    spec = _fields(cls)[name]
-    variable = spec.metadata["variable"]
-    text = environ.get(variable, "")
-    if text == "":  # an empty variable is an unset one, as in a shell's ${NAME:-default}
-        return spec.default
-    choices = spec.metadata["choices"]
-    if choices and text.lower() not in choices:
-        raise SettingsError(f"{variable} is {text!r}.", remedy=f"{', '.join(choices)}")
-    kind = spec.type
-    if kind.startswith("bool"):
-        return _flag(variable, text)
-    if kind.startswith("int"):
-        return _number(variable, text)
-    return Path(text) if kind.startswith("Path") else text
-
-
-def _flag(variable: str, text: str) -> bool:
-    match text.strip().lower():
-        case "1" | "true" | "yes" | "on":
-            return True
-        case "0" | "false" | "no" | "off":
-            return False
-    raise SettingsError(f"{variable} is {text!r}.", remedy=f"{variable}=true or {variable}=false")
-
-
-def _number(variable: str, text: str) -> int:
+    >>> environ = {"FAME_STORAGE_MASTER_KEY": "a secret", "FAME_LOG_LEVEL": "debug"}
+    >>> with secrets_taken_from(environ):
+    ...     print(environ)
+    {'FAME_LOG_LEVEL': 'debug'}
+    """
+    taken = {name: environ.pop(name) for name in SECRETS if name in environ}
     try:
-        number = int(text)
-    except ValueError:
-        raise SettingsError(f"{variable} is {text!r}.", remedy="a whole number") from None
-    if number < 0:
-        raise SettingsError(f"{variable} is {text!r}.", remedy="a number that is not negative")
-    return number
+        yield
+    finally:
+        environ.update(taken)
 
 
-def variables() -> dict[str, object]:
-    """Every variable that is read, with its default."""
+def variables() -> list[Variable]:
+    """Every variable, in the order in which docs/settings.md lists them."""
+    return [variable for cls in (StorageSettings, Settings) for _, variable in _variables_of(cls)]
+
+
+def _variables_of(cls: type[Any]) -> list[tuple[str, Variable]]:
+    settings: tuple[Field[Any], ...] = fields(cls)
+    return [(each.name, each.metadata["variable"]) for each in settings if each.metadata]
+
+
+def _values(cls: type[Any], environ: Mapping[str, str]) -> dict[str, Any]:
     return {
-        spec.metadata["variable"]: spec.default
-        for cls in (StorageSettings, Settings)
-        for spec in _fields(cls).values()
-        if "variable" in spec.metadata
+        setting: _parsed(variable, text)
+        for setting, variable in _variables_of(cls)
+        if (text := environ.get(variable.name))  # empty is unset, as in ${NAME:-default}
     }
+
+
+def _check(settings: StorageSettings | Settings) -> None:
+    """Refuse values that no variable could have given."""
+    for setting, variable in _variables_of(type(settings)):
+        value = getattr(settings, setting)
+        if variable.choices and value not in variable.choices:
+            raise _invalid(variable, value, ", ".join(variable.choices))
+        if isinstance(value, int) and value < 0:
+            raise _invalid(variable, value, "a number that is not negative")
+
+
+def _parsed(variable: Variable, text: str) -> Any:
+    try:
+        return variable.parse(text)
+    except ValueError as error:
+        raise _invalid(variable, text, str(error)) from None
+
+
+def _invalid(variable: Variable, value: object, remedy: str) -> SettingsError:
+    return SettingsError(f"{variable.name} is {value!r}.", remedy=remedy)
+
+
+SECRETS = frozenset(variable.name for variable in variables() if variable.is_secret)
+"""The names of the variables that child processes must not inherit."""

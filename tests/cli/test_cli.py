@@ -43,7 +43,6 @@ def run(
     """Runs a command on a directory with one store, `notes`, of three records."""
     for variable in ("FAME_STORAGE_PROFILE", "FAME_STORAGE_MASTER_KEY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr("strongroom.settings._taken", {})
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("FAME_STORAGE_DB_DIRECTORY", str(tmp_path / "data"))
     monkeypatch.setenv("FAME_STORAGE_MASTER_KEY_FILE", str(tmp_path / "master.key"))

@@ -1,4 +1,4 @@
-"""The documented format, followed with nothing of Strongroom's: another program could read it."""
+"""Reads files as the documentation says, without our code, as another program would."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_no_two_files_share_a_file_id(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids)) == 6
 
 
-async def test_each_keystore_that_is_written_has_a_file_id_of_its_own(tmp_path: Path) -> None:
+async def test_each_write_of_the_keystore_gives_it_a_new_file_id(tmp_path: Path) -> None:
     await fill(tmp_path, HEX_KEY)
     path = tmp_path / "__keystore_encrypted_value.db"
     before = path.read_bytes()[3:11]

@@ -1,4 +1,4 @@
-"""A directory that is not what it should be is refused, each time by its own error, unchanged."""
+"""A directory with a fault is refused with the error for that fault, and left unchanged."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ async def test_a_wrong_passphrase_is_a_wrong_master_key(tmp_path: Path) -> None:
     assert list(await contents(tmp_path, key="correct horse battery staple")) == ["one"]
 
 
-async def test_a_missing_master_key_is_told_apart(data: Path) -> None:
+async def test_a_missing_master_key_is_recognised(data: Path) -> None:
     await assert_refused(data, MasterKeyMissing, "FAME_STORAGE_MASTER_KEY", key=None)
 
 
-async def test_a_short_master_key_is_told_apart(data: Path) -> None:
+async def test_a_short_master_key_is_recognised(data: Path) -> None:
     await assert_refused(data, MasterKeyInvalid, "FAME_STORAGE_MASTER_KEY", "12", key="too short")
 
 
@@ -110,13 +110,13 @@ async def test_a_plain_database_in_the_place_of_an_encrypted_one_is_refused(data
     await assert_refused(data, StoreNotEncrypted, NOTES)
 
 
-async def test_a_missing_keystore_is_told_apart(data: Path) -> None:
+async def test_a_missing_keystore_is_recognised(data: Path) -> None:
     (data / KEYSTORE).unlink()
     await assert_refused(data, KeystoreMissing, KEYSTORE)
 
 
 @pytest.mark.parametrize("name", [NOTES, META])
-async def test_a_missing_store_is_told_apart(data: Path, name: str) -> None:
+async def test_a_missing_store_is_recognised(data: Path, name: str) -> None:
     (data / name).unlink()
     await assert_refused(data, StoreMissing, name)
 
@@ -137,8 +137,8 @@ async def test_a_changed_byte_in_header_or_first_page_is_damage(
     await assert_refused(data, StoreDamaged, name)
 
 
-async def test_a_format_of_the_future_is_told_apart(data: Path) -> None:
-    from strongroom.disk.header import Header
+async def test_an_unknown_format_is_recognised(data: Path) -> None:
+    from strongroom.keys.derive import Header
 
     path = data / NOTES
     first = path.read_bytes()
@@ -161,7 +161,7 @@ async def test_a_file_that_nobody_knows_is_foreign(data: Path, tmp_path: Path) -
     await assert_refused(data, ForeignStore, "more_encrypted_value.db")
 
 
-async def test_two_files_that_changed_places_are_told_apart(data: Path) -> None:
+async def test_two_exchanged_files_are_recognised(data: Path) -> None:
     await fill(data, "three", namespace="more")
     one, two = data / NOTES, data / "more_encrypted_value.db"
     one.rename(data / "aside")
@@ -186,16 +186,14 @@ async def test_an_older_keystore_names_what_it_lacks(data: Path) -> None:
     await assert_refused(data, KeystoreOlder, "more")
 
 
-async def test_an_older_copy_of_a_store_is_told_apart(data: Path) -> None:
+async def test_an_older_copy_of_a_store_is_recognised(data: Path) -> None:
     old = (data / NOTES).read_bytes()
     await fill(data, "three")
     (data / NOTES).write_bytes(old)
     await assert_refused(data, StoreRolledBack, NOTES)
 
 
-async def test_a_copy_of_a_store_that_went_its_own_way_is_told_apart(
-    data: Path, tmp_path: Path
-) -> None:
+async def test_a_diverged_copy_of_a_store_is_recognised(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(data, other)
     await fill(data, "three")
@@ -214,7 +212,7 @@ async def test_a_directory_has_one_owner(tmp_path: Path, profile: str) -> None:
     await fill(tmp_path, "one", profile=profile, key=key)
 
 
-async def test_plain_files_are_told_apart_too(tmp_path: Path) -> None:
+async def test_plain_files_are_recognised_too(tmp_path: Path) -> None:
     plain: dict[str, Any] = {"profile": "sqlite", "key": None}
     one, two = tmp_path / "one", tmp_path / "two"
     await fill(one, "a", **plain)
@@ -238,7 +236,7 @@ async def test_plain_files_are_told_apart_too(tmp_path: Path) -> None:
     assert list(await contents(one, **plain)) == ["a"]
 
 
-async def test_the_files_are_for_their_owner_alone(data: Path) -> None:
+async def test_only_the_owner_can_access_the_files(data: Path) -> None:
     assert data.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in data.iterdir()} == {0o600}
 

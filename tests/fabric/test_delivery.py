@@ -41,11 +41,9 @@ async def test_calls_succeed_and_fail_as_with_at_most_once() -> None:
                 await Agent.remote_by_address("nobody@fame.fabric").echo()
             with pytest.raises(CallTimeout):
                 await remote.hang(_timeout=0.1)
-            delivery = client._delivery
-            assert delivery is not None
+            delivery: Any = client._running.delivery
             assert not delivery._unsettled
-            await eventually(lambda: not delivery._work)
-            assert client.storage is not None
+            await eventually(lambda: not delivery._tasks)
             assert await (await client.storage.open("__delivery_outbox")).count() == 0
 
 
@@ -93,7 +91,8 @@ async def test_a_message_for_an_agent_that_is_away_arrives_when_it_returns() -> 
         async with fabric(hub, node_id="agent", **AT_LEAST_ONCE) as node:
             await node.serve(agent, ADDRESS)
             await eventually(lambda: agent.messages == ["hello"])
-            await eventually(lambda: client._delivery and not client._delivery._unsettled)
+            delivery: Any = client._running.delivery
+            await eventually(lambda: not delivery._unsettled)
 
 
 async def test_what_was_sent_before_a_restart_is_sent_after_it(tmp_path: Path) -> None:

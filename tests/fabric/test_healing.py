@@ -96,16 +96,15 @@ async def test_a_stalled_link_delays_and_loses_nothing() -> None:
 
 
 async def test_a_silent_link_is_dropped_and_dialled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "SILENCE", 0.5)
-    monkeypatch.setattr(uplink, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(link, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(uplink, "HEARTBEAT_SECONDS", 0.2)
     async with sentinel() as hub, fabric(hub) as node, proxied(hub.port) as proxy:
         await node.serve(Probe(), ADDRESS)
         async with Fabric(Settings(admission_url=attach_url(proxy.port))) as client:
             await asyncio.sleep(1.2)  # heartbeats keep it
-            assert client._uplink is not None
-            assert client._uplink.channel is not None
+            assert client.describe()["attached"]
             proxy.flowing.clear()
-            await eventually(lambda: client._uplink is None or client._uplink.channel is None)
+            await eventually(lambda: not client.describe()["attached"])
             proxy.flowing.set()
             await answer_again(Agent.remote_by_address(ADDRESS))
 
@@ -154,7 +153,7 @@ async def test_calls_to_a_node_that_is_just_returning_wait_for_its_names(tmp_pat
             gone = asyncio.create_task(Probe.remote("gone@fame.fabric", fabric=client).echo(1))
             await node.serve(Slow(), ADDRESS)
             assert bytes(await calls[0]) == b"1"
-            node._returning.give_up()
+            node._refuse_held()
             with pytest.raises(NoRoute):
                 await gone
 

@@ -10,7 +10,7 @@ from strongroom.messaging.routes import Routes
 def routes() -> Routes:
     routes = Routes("/hub")
     for system_id in ("a", "b"):
-        routes.child(system_id).attached = True
+        routes.child(system_id).is_attached = True
     return routes
 
 
@@ -36,7 +36,7 @@ def test_a_pool_spreads_over_its_members(routes: Routes) -> None:
 def test_a_pool_leaves_out_members_that_are_away(routes: Routes) -> None:
     routes.bind("a", "math@*.fame.fabric")
     routes.bind("b", "math@*.fame.fabric")
-    routes.child("a").attached = False
+    routes.child("a").is_attached = False
     assert {routes.find("math@fame.fabric", None, str(number)) for number in range(50)} == {"b"}
 
 

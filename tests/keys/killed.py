@@ -1,4 +1,4 @@
-"""Kills a node at each step of a change of keys, in a forked child, and looks at what is left.
+"""Kills a node at each step of a change of keys, in a forked child, and checks what is left.
 
 Run as `killed.py DIRECTORY data|master some|all`. A step is an fsync, a rename, a link, an unlink,
 a new file, or a task or commit of a writer. Prints how many children were killed, and in which
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from strongroom.errors import WrongMasterKey
-from strongroom.keys.keystore import State
+from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.records import Write
@@ -96,7 +96,7 @@ async def look(directory: Path, what: str, newest: int) -> str:
     if what == "data":
         entries = provider.files.keystore.entries.values()
         rotated = {retired.namespace for retired in provider.files.keystore.retired}
-        if any(entry.state is State.ROTATING for entry in entries):
+        if any(entry.state is KeyState.ROTATING for entry in entries):
             state = f"rotating after {len(rotated)}"
         elif rotated:
             state = "new"

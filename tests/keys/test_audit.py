@@ -1,4 +1,4 @@
-"""The audit log tells what happened, and shows when somebody changed it."""
+"""The audit log records what happened, and shows if somebody changed it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from strongroom.errors import AuditBroken
-from strongroom.keys.audit import Line
+from strongroom.keys.audit import AuditLine
 from strongroom.keys.master import MasterKey, new_master_key
 from strongroom.settings import StorageSettings
+from strongroom.storage.provider import NODE_META
 from strongroom.storage.records import Write
-from strongroom.storage.sqlite.files import AUDIT, META
+from strongroom.storage.sqlite.files import AUDIT
 from strongroom.storage.sqlite.provider import EncryptedSqliteProvider
 
 KEY = new_master_key()
@@ -37,8 +38,8 @@ async def verify(provider: EncryptedSqliteProvider) -> int:
     return await provider.verify_audit()
 
 
-async def rewrite(provider: EncryptedSqliteProvider, number: int, line: Line | None) -> None:
-    meta = await provider.open(META)
+async def rewrite(provider: EncryptedSqliteProvider, number: int, line: AuditLine | None) -> None:
+    meta = await provider.open(NODE_META)
     value = msgspec.json.encode(line) if line else None
     await meta.apply([Write(f"{AUDIT}{number:010}", value)])
 

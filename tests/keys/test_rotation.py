@@ -19,7 +19,7 @@ from strongroom.errors import (
     StoreUnavailable,
     WrongMasterKey,
 )
-from strongroom.keys.keystore import State
+from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey, new_master_key
 from strongroom.storage.records import Write
 from strongroom.testing import leak_scan
@@ -94,7 +94,7 @@ async def test_a_data_key_changes_while_others_write_and_read(tmp_path: Path) ->
         assert seen[-1][1] == seen[-1][2] > 1000
         assert len(await keys(opened)) == 4000 + written + 1
         entry = opened.files.keystore.entries["notes"]
-        assert entry.state is State.LIVE
+        assert entry.state is KeyState.LIVE
         assert entry.key.id != old.id
         assert [retired.key.id for retired in opened.files.keystore.retired] == [old.id]
     async with provider_of(tmp_path) as opened:
@@ -113,7 +113,7 @@ async def test_a_rotation_leaves_no_file_open(tmp_path: Path) -> None:
         assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2  # a scanner's
 
 
-async def test_all_namespaces_rotate_the_nodes_own_too(tmp_path: Path) -> None:
+async def test_all_namespaces_rotate_including_those_of_the_node(tmp_path: Path) -> None:
     async with provider_of(tmp_path) as opened:
         await fill(opened, 10)
         await fill(opened, 10, "more")
@@ -128,7 +128,7 @@ async def test_all_namespaces_rotate_the_nodes_own_too(tmp_path: Path) -> None:
     assert not leak_scan(tmp_path, ["1 1 1 1 1 1"])
 
 
-async def test_a_rotation_that_failed_goes_on_where_it_stopped(
+async def test_a_rotation_that_failed_continues_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with provider_of(tmp_path) as opened:
@@ -178,7 +178,7 @@ async def test_a_rotation_whose_caller_leaves_lets_go_of_its_copy(tmp_path: Path
         assert await opened.namespaces() == ["__node_meta"]
 
 
-async def test_what_cannot_rotate_says_so(tmp_path: Path) -> None:
+async def test_rotating_what_cannot_rotate_is_an_error(tmp_path: Path) -> None:
     async with provider_of(tmp_path / "a") as opened:
         with pytest.raises(InvalidNamespace, match="nothing"):
             await opened.rotate(["nothing"])
@@ -214,7 +214,7 @@ def test_a_kill_at_any_step_of_a_rotation_loses_nothing(tmp_path: Path, what: st
     assert {"old", "new"} <= set(result["states"])
 
 
-async def test_a_copy_from_before_a_rotation_is_told_apart(tmp_path: Path) -> None:
+async def test_a_copy_from_before_a_rotation_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "notes_encrypted_value.db"
     async with provider_of(tmp_path) as opened:
         await fill(opened, 10)
@@ -237,9 +237,23 @@ async def test_a_store_whose_writer_broke_opens_again_while_it_is_scanned(tmp_pa
         for number in range(3):
             scans = [asyncio.create_task(store.scan(limit=None, max_bytes=None)) for _ in range(6)]
             with pytest.raises(StoreUnavailable):
-                await store.on_writer(fail)
+                await store.connections.run_on_writer(fail)
             await store.apply([Write(f"new {number}", b"new")])
             for page in await asyncio.gather(*scans):
                 assert len(page.records) >= 1000
         await opened.rotate(["notes"])
         assert await store.count() == 1003
+
+
+async def test_a_namespace_whose_drop_was_cut_short_by_a_kill_can_be_used_again(
+    tmp_path: Path,
+) -> None:
+    async with provider_of(tmp_path) as opened:
+        await fill(opened, 10)
+    async with provider_of(tmp_path) as opened:
+        await opened.files.keystore.drop("notes", opened.clock())  # the kill comes after this
+    for _ in range(2):
+        async with provider_of(tmp_path) as opened:
+            await fill(opened, 3)
+            assert len(await keys(opened)) == 3
+            await opened._stores.pop("notes").close()  # and no watermark is noted

@@ -1,4 +1,4 @@
-"""The conformance suite is itself tried: stores that are wrong in one way each must fail it."""
+"""Tests of the conformance suite: stores that are wrong in one way must fail one case."""
 
 import asyncio
 import unicodedata
@@ -68,13 +68,13 @@ class CutsValues(MemoryStore):
         return await super().apply(cut, checks=checks)
 
 
-@fails("reading answers in the order of the question")
+@fails("reading returns records in the order of the keys given")
 class AnswersInItsOwnOrder(MemoryStore):
     async def read(self, keys) -> Any:
         return await super().read(sorted(set(keys)))
 
 
-@fails("keys are told apart by their code points")
+@fails("keys differ by their code points")
 class NormalisesKeys(MemoryStore):
     async def apply(self, writes, *, checks=None) -> Any:
         return await super().apply([_renamed(w, unicodedata.normalize) for w in writes])
@@ -94,7 +94,7 @@ class SortsAsUtf16(MemoryStore):
         return page
 
 
-@fails("a scan goes on behind a key that need not exist")
+@fails("a scan starts after a key that need not exist")
 class WantsTheCursorToExist(MemoryStore):
     async def scan(self, prefix="", *, after=None, **options: Any) -> Any:
         exists = after is None or after in self._records
@@ -108,19 +108,19 @@ class SaysMoreWhenThePageIsFull(MemoryStore):
         return Page(page.records, more=len(page.records) == limit)
 
 
-@fails("pages end at the bytes but hold one record")
+@fails("pages end at the maximum of bytes but have one record")
 class IgnoresMaxBytes(MemoryStore):
     async def scan(self, prefix="", *, max_bytes=0, **options: Any) -> Any:
         return await super().scan(prefix, max_bytes=None, **options)
 
 
-@fails("a scan can leave the values out")
+@fails("a scan can leave out the values")
 class AlwaysReadsValues(MemoryStore):
     async def scan(self, prefix="", *, values=True, **options: Any) -> Any:
         return await super().scan(prefix, **options)
 
 
-@fails("a long scan meets every key that is there throughout")
+@fails("a long scan sees every key that exists throughout")
 class PagesByPosition(MemoryStore):
     position = 0
 
@@ -181,7 +181,7 @@ class IgnoresConditions(MemoryStore):
         return await super().apply(blind, checks=checks)
 
 
-@fails("a batch is stored wholly or not at all")
+@fails("a batch is stored completely or not at all")
 class StoresOneByOne(MemoryStore):
     async def apply(self, writes, *, checks=None) -> Any:
         return [(await super(StoresOneByOne, self).apply([write]))[0] for write in writes]
@@ -193,7 +193,7 @@ class IgnoresChecks(MemoryStore):
         return await super().apply(writes)
 
 
-@fails("of many writers with one condition one wins")
+@fails("one of many writers with the same condition wins")
 class ChecksFirstAndWritesLater(MemoryStore):
     async def apply(self, writes, *, checks=None) -> Any:
         for write in writes:
@@ -206,7 +206,7 @@ class ChecksFirstAndWritesLater(MemoryStore):
 @fails("a snapshot never shows half of a batch")
 class ShowsHalfOfABatch(MemoryStore):
     async def apply(self, writes, *, checks=None) -> Any:
-        self._look()
+        self._expire()
         revisions = []
         for write in writes:
             revisions.append(self._store(write, self._clock()))
@@ -214,10 +214,10 @@ class ShowsHalfOfABatch(MemoryStore):
         return revisions
 
 
-@fails("a cancelled write is stored wholly or not at all")
+@fails("a cancelled write is stored completely or not at all")
 class StopsInTheMiddleWhenCancelled(MemoryStore):
     async def apply(self, writes, *, checks=None) -> Any:
-        self._look()
+        self._expire()
         revisions = []
         for write in writes:
             await asyncio.sleep(0)
@@ -225,7 +225,7 @@ class StopsInTheMiddleWhenCancelled(MemoryStore):
         return revisions
 
 
-@fails("a cancelled write is stored wholly or not at all")
+@fails("a cancelled write is stored completely or not at all")
 class KeepsItsLockWhenCancelled(MemoryStore):
     locked = False
 
@@ -241,17 +241,17 @@ class KeepsItsLockWhenCancelled(MemoryStore):
 # --- expiry ---------------------------------------------------------------------------------------
 
 
-@fails("a record is there until its microsecond")
+@fails("a record exists until the microsecond of its expiry")
 class ExpiresLate(MemoryStore):
-    def _look(self) -> int:
+    def _expire(self) -> int:
         clock, self._clock = self._clock, lambda: clock() - 1
         try:
-            return super()._look() + 1
+            return super()._expire() + 1
         finally:
             self._clock = clock
 
 
-@fails("a record is there until its microsecond")
+@fails("a record exists until the microsecond of its expiry")
 class CountsWhatHasExpired(MemoryStore):
     async def count(self, prefix="") -> int:
         end = prefix + "\U0010ffff"
@@ -263,13 +263,13 @@ class SeesExpiredRecordsWhenItWrites(MemoryStore):
     async def apply(self, writes, *, checks=None) -> Any:
         clock, self._clock = self._clock, lambda: 0
         try:
-            self._look()
+            self._expire()
             return [self._store(write, clock()) for write in writes]
         finally:
             self._clock = clock
 
 
-@fails("a later write sets the expiry anew")
+@fails("a later write decides the expiry again")
 class KeepsTheFirstExpiry(MemoryStore):
     async def apply(self, writes, *, checks=None) -> Any:
         first = {key: record.expires for key, record in self._records.items()}
@@ -277,9 +277,9 @@ class KeepsTheFirstExpiry(MemoryStore):
         return await super().apply(kept, checks=checks)
 
 
-@fails("expired records take no room in pages")
+@fails("expired records do not count in pages")
 class FiltersAfterTheLimit(MemoryStore):
-    def _look(self) -> int:
+    def _expire(self) -> int:
         return self._clock()
 
     async def scan(self, prefix="", **options: Any) -> Any:
@@ -329,7 +329,7 @@ class WakesForOthersPrefixes(MemoryStore):
 @fails("expiry is a change")
 class ExpiresInSilence(MemoryStore):
     def _delete(self, key: str, now: int) -> int:
-        self._take(key)
+        self._remove(key)
         return 0
 
 
@@ -361,14 +361,14 @@ class WorksAfterClose(MemoryStore):
         pass
 
 
-@fails("closing ends those who wait for changes")
+@fails("closing ends calls that wait for changes")
 class LeavesWatchersWaiting(MemoryStore):
     async def close(self) -> None:
         self.closed = True
 
 
 @pytest.mark.parametrize(("name", "broken"), BROKEN, ids=[broken.__name__ for _, broken in BROKEN])
-async def test_a_store_that_is_wrong_fails_for_its_own_reason(name, broken) -> None:
+async def test_a_wrong_store_fails_exactly_its_case(name, broken) -> None:
     report = await try_one(provider_of(broken), name)
     assert [outcome.case.name for outcome in report.failed] == [name]
 
@@ -412,7 +412,7 @@ class LosesTheLastWrite(Disk):
     async def close(self) -> None:
         for store in self._stores.values():
             if store._records and not self._closed:
-                store._take(store._records.keys()[-1])
+                store._remove(store._records.keys()[-1])
         await super().close()
 
 
@@ -449,7 +449,7 @@ class BringsDroppedNamespacesBack(Disk):
 
 class AcknowledgesAtOnce(MemoryStore):
     async def apply(self, writes, *, checks=None) -> Any:
-        return [self._store(write, self._look()) for write in writes]
+        return [self._store(write, self._expire()) for write in writes]
 
 
 class AcknowledgesBeforeItWrites(Disk):
@@ -462,7 +462,7 @@ class AcknowledgesBeforeItWrites(Disk):
         await super().close()
         for store in self._stores.values():
             for key in [key for key in store._records if key.startswith("k4")]:
-                store._take(key)
+                store._remove(key)
 
 
 class ForgetsExpiryAtClose(Disk):
@@ -477,20 +477,20 @@ class ForgetsExpiryAtClose(Disk):
     [
         ("a restart finds everything", LosesEverything),
         ("a restart finds everything", LosesTheLastWrite),
-        ("revisions go on after a restart", TakesRevisionsFromTheRecords),
+        ("revisions continue after a restart", TakesRevisionsFromTheRecords),
         ("a cursor outlives a restart", ForgetsTombstonesAtClose),
         ("a dropped namespace stays gone after a restart", BringsDroppedNamespacesBack),
         ("writes under way at close are stored or refused", AcknowledgesBeforeItWrites),
         ("records expire while the store is closed", ForgetsExpiryAtClose),
     ],
 )
-async def test_a_store_that_forgets_fails_for_its_own_reason(name, broken) -> None:
+async def test_a_store_that_forgets_fails_exactly_its_case(name, broken) -> None:
     assert (await try_one(Disk, name)).ok
     report = await try_one(broken, name)
     assert [outcome.case.name for outcome in report.failed] == [name]
 
 
-async def test_the_report_tells_features_and_cases() -> None:
+async def test_the_report_shows_features_and_cases() -> None:
     report = await try_one(provider_of(IgnoresChecks), "checks guard records that are not written")
     assert not report.ok
     assert "ATOMIC   declared\nORDERED  declared\n" in str(report)

@@ -1,4 +1,4 @@
-"""Any mix of operations from many tasks works, cancelled ones too, and a close leaves nothing."""
+"""Any mix of concurrent operations works, also when cancelled, and closing leaves nothing open."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from strongroom.disk import database
 from strongroom.errors import RevisionConflict, StoreClosed, StoreForked
 from strongroom.settings import StorageSettings
-from strongroom.storage import KeyValueStore, StorageProvider
+from strongroom.storage import KeyValueStore, StorageProvider, Write
 from strongroom.storage.provider import open_provider
 from strongroom.storage.sqlite import provider as sqlite
+from strongroom.storage.sqlite.files import StoreFiles
+from strongroom.storage.sqlite.writer import Writer
 
 KEY = "ab" * 32
 
@@ -132,7 +137,7 @@ async def test_a_store_that_is_dropped_while_others_use_it_is_closed_for_them(
     await asyncio.gather(*(use(number) for number in range(8)), drop())
 
 
-async def test_a_cancelled_write_is_stored_wholly_or_not_at_all(
+async def test_a_cancelled_write_is_stored_completely_or_not_at_all(
     provider: StorageProvider, restless: None
 ) -> None:
     notes = await provider.get_kv_store(Note, "notes")
@@ -150,6 +155,82 @@ async def test_a_cancelled_write_is_stored_wholly_or_not_at_all(
         assert len(numbers) <= 1, "half of a write"
         await notes.set_many({"a": Note(number=0), "b": Note(number=0)})
         assert await notes.get("a") == Note(number=0)
+
+
+async def test_a_read_cancelled_while_its_store_opens_keeps_others_out_until_it_has_opened(
+    provider: StorageProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the header of an open file would drop the locks of SQLite."""
+    store: Any = await provider.open("notes")
+    await store.apply([Write("a", b"1")])
+    await store.close()
+    store = await provider.open("notes")
+    store.connections.was_used = False
+    await store.connections.close_if_idle()
+    steps: list[str] = []
+    began = threading.Event()
+    unlock, open_existing = StoreFiles.unlock, database.open_existing
+
+    def unlock_slowly(files: StoreFiles, namespace: str) -> object:
+        steps.append("header")
+        began.set()
+        time.sleep(0.05)
+        return unlock(files, namespace)
+
+    def open_slowly(*args: Any, **kwargs: Any) -> object:
+        time.sleep(0.05)
+        connection = open_existing(*args, **kwargs)
+        steps.append("opened")
+        return connection
+
+    monkeypatch.setattr(StoreFiles, "unlock", unlock_slowly)
+    monkeypatch.setattr(database, "open_existing", open_slowly)
+    first = asyncio.create_task(store.read(["a"]))
+    await asyncio.to_thread(began.wait)
+    first.cancel()
+    second = asyncio.create_task(store.read(["a"]))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    [record] = await second
+    assert record.value == b"1"
+    assert steps == ["header", "opened", "opened"]
+
+
+async def test_a_file_whose_closing_was_cancelled_is_closed_before_it_opens_again(
+    provider: StorageProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = await provider.open("notes")
+    await store.apply([Write("a", b"1")])
+    steps: list[str] = []
+    began = threading.Event()
+    unlock, stop = StoreFiles.unlock, Writer._stop
+
+    def stop_slowly(writer: Writer, stopped: asyncio.Future[None]) -> None:
+        began.set()
+        time.sleep(0.05)
+        try:
+            stop(writer, stopped)
+        finally:
+            steps.append("closed")
+
+    def unlock_and_note(files: StoreFiles, namespace: str) -> object:
+        steps.append("header")
+        return unlock(files, namespace)
+
+    monkeypatch.setattr(Writer, "_stop", stop_slowly)
+    monkeypatch.setattr(StoreFiles, "unlock", unlock_and_note)
+    store.connections.was_used = False
+    closing = asyncio.create_task(store.connections.close_if_idle())
+    await asyncio.to_thread(began.wait)
+    closing.cancel()
+    reading = asyncio.create_task(store.read(["a"]))
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    [record] = await reading
+    assert record.value == b"1"
+    assert steps == ["closed", "header"]
 
 
 async def test_callers_who_write_again_and_again_share_each_commit(tmp_path: Path) -> None:
@@ -212,7 +293,7 @@ async def test_fifty_openings_leave_no_thread_and_no_descriptor(tmp_path: Path) 
     assert (threading.active_count(), descriptors()) == before
 
 
-async def test_a_child_after_a_fork_is_refused_and_its_parent_goes_on(
+async def test_a_child_after_a_fork_is_refused_and_its_parent_continues(
     provider: StorageProvider,
 ) -> None:
     notes = await provider.get_kv_store(Note, "notes")

@@ -1,4 +1,4 @@
-"""Changed bytes give an error or the right answer: never other data, never a shorter store."""
+"""Changed bytes lead to an error or the right answer, never to other or missing data."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ async def test_the_log_of_another_store_is_never_taken(killed: Path, copy: Path)
     assert await outcome(copy) is StoreDamaged
 
 
-async def test_a_store_that_changed_places_with_its_log_is_told_apart(copy: Path) -> None:
+async def test_a_store_whose_log_was_exchanged_is_recognised(copy: Path) -> None:
     meta = "__node_meta_encrypted_value.db"
     for suffix in ("", "-wal"):
         (copy / f"{NOTES}{suffix}").rename(copy / "away")
@@ -236,7 +236,7 @@ async def test_a_store_that_changed_places_with_its_log_is_told_apart(copy: Path
     assert await outcome(copy) is StoreSwapped
 
 
-async def test_an_older_keystore_and_store_together_are_told_apart(tmp_path: Path) -> None:
+async def test_an_older_keystore_and_store_together_are_recognised(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     await write(directory, "first")
     older = {path.name: path.read_bytes() for path in directory.iterdir()}

@@ -1,4 +1,4 @@
-"""The doctor finds every kind of trouble in a directory at rest, and leaves it as it is."""
+"""The doctor finds every kind of problem in a directory, and changes nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from strongroom.settings import StorageSettings
 from strongroom.storage import system_clock
 from strongroom.storage.sqlite.doctor import Finding, examine_at_rest, examine_running
 from strongroom.storage.sqlite.files import StoreFiles
+from strongroom.threads import Threads
 from support.files import fingerprint
 from support.notes import KEY, NOTES, Note, provider_of
 
@@ -31,7 +32,7 @@ def examine(directory: Path) -> list[Finding]:
     settings = StorageSettings(profile="encrypted-sqlite", directory=directory, master_key=KEY)
     told: list[tuple[str, int, int]] = []
     before = fingerprint(directory)
-    files = StoreFiles(settings, system_clock, encrypts=True)
+    files = StoreFiles(settings, system_clock, Threads(1), encrypts=True)
     findings = examine_at_rest(files, lambda *now: told.append(now))
     assert fingerprint(directory) == before
     assert told[-1][1] == told[-1][2] > 0

@@ -1,4 +1,4 @@
-"""No byte on disk shows what was stored, at any step of the work: files, logs and temporaries."""
+"""No file, log or temporary file on disk ever shows what was stored."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ async def work(directory: Path) -> None:
         await secrets.set(f"{KEY}-{number}", Secret(**{FIELD: VALUE * (1 + number * 30)}))
     await asyncio.gather(*(secrets.delete(f"{KEY}-{number}") for number in range(5)))
     store = await provider.open("notes")
-    store.used = False
-    await store.rest()
+    store.connections.was_used = False
+    await store.connections.close_if_idle()
     await secrets.set(KEY, Secret(**{FIELD: VALUE}), ttl=60)
     await provider.rotate()
     await provider.change_master(MasterKey("cd" * 32))

@@ -95,9 +95,9 @@ async def work(disk: Disk, directory: Path, profile: str) -> None:
     other = await provider.get_kv_store(Note, "other")
     await teller.put(other, {"b": "other"})
     store = await provider.open("notes")
-    await store.rest()
-    store.used = False
-    await store.rest()
+    await store.connections.close_if_idle()
+    store.connections.was_used = False
+    await store.connections.close_if_idle()
     await teller.put(notes, {"a": "third"})
     await provider._mark([store])
     await teller.put(notes, {"a": "fourth", "long": None})

@@ -1,4 +1,4 @@
-"""A disk that refuses gives a clear error, loses nothing, and the store works when it is sound."""
+"""When a disk refuses, the error is clear, nothing is lost, and later the store works again."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ async def work(directory: Path, known: dict[str, str], unknown: dict[str, str]) 
             for number in range(3):
                 await put(notes, f"{part}-{number}", f"{part} " * 900, known, unknown)
             store: Any = await provider.open("notes")
-            store.used = False
-            await store.rest()
+            store.connections.was_used = False
+            await store.connections.close_if_idle()
             await put(notes, "same", part, known, unknown)
         finally:
             await provider.close()
@@ -166,13 +166,13 @@ async def test_after_a_failed_sync_the_connection_is_not_used_again(tmp_path: Pa
         notes = await provider.get_kv_store(Note, "notes")
         await notes.set("a", Note(text="before"))
         store: Any = await provider.open("notes")
-        writer = await store.open()
+        writer = await store.connections.open()
         Refusal(disk, kind="sync", at=0, code=errno.EIO)
         with pytest.raises(StoreUnavailable, match="Try:"):
             await notes.set("b", Note(text="refused"))
         assert writer.broken
         await notes.set("c", Note(text="after"))
-        assert await store.open() is not writer
+        assert await store.connections.open() is not writer
         await provider.close()
     found = await contents(tmp_path / "data")
     assert (found["a"], found["c"]) == ("before", "after")
@@ -197,12 +197,12 @@ async def fill(directory: Path) -> None:
     assert (await contents(directory)).items() >= known.items()
 
 
-def test_the_systems_own_refusal_is_met_too(tmp_path: Path) -> None:
+def test_a_refusal_by_the_operating_system_is_handled_too(tmp_path: Path) -> None:
     subprocess.run([sys.executable, __file__, str(tmp_path / "data")], check=True)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-async def test_a_directory_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+async def test_a_directory_that_is_not_writable_is_reported(tmp_path: Path) -> None:
     assert await contents(tmp_path / "data") == {}
     (tmp_path / "data").chmod(0o500)
     try:
@@ -224,7 +224,7 @@ async def test_a_broken_connection_stays_broken_for_all_that_waits(
     settings = StorageSettings(profile="sqlite", directory=tmp_path)
     provider = await open_provider(settings)
     store: Any = await provider.open("notes")
-    writer = await store.open()
+    writer = await store.connections.open()
     written = writer._write
     refusals = iter([apsw.IOError("the sync failed")])
 

@@ -1,4 +1,4 @@
-"""Random sequences of calls give the same on every provider as on a plain dictionary."""
+"""Random sequences of calls have the same results on every provider as on a dict."""
 
 import asyncio
 import tempfile

@@ -1,4 +1,4 @@
-"""What authors of providers get beside the suite: faults, and the leak scan."""
+"""The other tools for authors of providers: faults, and the leak scan."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What the typed store adds: models, their versions, and sentences for what goes wrong."""
+"""What the typed store adds: models, their versions, and clear errors."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -200,7 +200,7 @@ async def test_older_records_are_upgraded_step_by_step(
     texts = await provider.get_kv_store(Text, "notes", upgrade=[rename, count])
     assert await texts.get("a") == Text(body="Hello World", words=2)
     await texts.set("b", Text(body="x", words=1))
-    with pytest.raises(RecordInvalid, match="written by version 2 of Note, and this program has v"):
+    with pytest.raises(RecordInvalid, match="written by version 2 of Note, but this program has v"):
         await notes.get("b")
 
 

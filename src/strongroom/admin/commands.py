@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from strongroom.disk.header import PAGE_SIZE
 from strongroom.errors import InvalidNamespace, KeyMissing, NotSupported
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.encoding import join, split
 from strongroom.storage.records import (
     PAGE_RECORDS,
+    OnProgress,
     Record,
     Write,
     check_key,
@@ -31,6 +33,7 @@ from strongroom.storage.sqlite import doctor, tables
 from strongroom.storage.sqlite.files import StoreFiles
 from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.sqlite.store import SqliteStore
+from strongroom.threads import Threads
 
 T = TypeVar("T")
 Command = Callable[..., AsyncGenerator[Any, None]]
@@ -130,7 +133,7 @@ async def _ls(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
 
 async def _stats(provider: SqliteProvider, namespace: str) -> AsyncGenerator[Any, None]:
     store = await _existing(provider, namespace)
-    head = await store.on_writer(tables.head)
+    head = await store.connections.run_on_writer(tables.head)
     entry = provider.files.keystore.entries[namespace]
     size = provider.files.path(namespace).stat().st_size
     yield {
@@ -270,7 +273,7 @@ def _time(microseconds: int) -> datetime:
 
 
 async def _rotate_master(provider: SqliteProvider, master_key: str) -> AsyncGenerator[Any, None]:
-    master = await asyncio.to_thread(MasterKey, master_key)
+    master = MasterKey(master_key)
     await provider.change_master(master)
     yield {"fingerprint": master.fingerprint, "generation": provider.files.keystore.generation}
 
@@ -280,7 +283,7 @@ async def _rotate_data(
 ) -> AsyncGenerator[Any, None]:
     rotated: list[str] = []
 
-    async def rotate(tell: doctor.Tell) -> None:
+    async def rotate(tell: OnProgress) -> None:
         rotated.extend(await provider.rotate(namespaces, tell))
 
     async with contextlib.aclosing(_followed(rotate)) as progress:
@@ -295,7 +298,7 @@ async def _key_status(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
     keystore = provider.files.keystore
     for namespace, entry in sorted(keystore.entries.items()):
         store = await provider.open(namespace)
-        head = await store.on_writer(tables.head)
+        head = await store.connections.run_on_writer(tables.head)
         size = provider.files.path(namespace).stat().st_size
         for key in entry.keys:
             used = key.file_id == head.file_id
@@ -306,7 +309,7 @@ async def _key_status(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
                 "created": _time(key.created),
                 "records": await store.count() if used else 0,
                 "bytes": size if used else 0,
-                "pages": size // 4096 if used else 0,
+                "pages": size // PAGE_SIZE if used else 0,
             }
     for retired in keystore.retired:
         yield {
@@ -333,7 +336,7 @@ async def _audit_verify(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
 async def _doctor(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
     findings: list[doctor.Finding] = []
 
-    async def examine(tell: doctor.Tell) -> None:
+    async def examine(tell: OnProgress) -> None:
         findings.extend(await doctor.examine_running(provider, tell))
 
     async with contextlib.aclosing(_followed(examine)) as progress:
@@ -345,11 +348,12 @@ async def _doctor(provider: SqliteProvider) -> AsyncGenerator[Any, None]:
 
 async def doctor_at_rest(settings: StorageSettings) -> AsyncGenerator[Any, None]:
     """What `doctor` yields, for a directory that no node uses."""
-    files = StoreFiles(settings, system_clock, encrypts=settings.profile == "encrypted-sqlite")
+    encrypts = settings.profile == "encrypted-sqlite"
+    files = StoreFiles(settings, system_clock, threads := Threads(1), encrypts=encrypts)
     findings: list[doctor.Finding] = []
 
-    async def examine(tell: doctor.Tell) -> None:
-        findings.extend(await asyncio.to_thread(doctor.examine_at_rest, files, tell))
+    async def examine(tell: OnProgress) -> None:
+        findings.extend(await threads.run(doctor.examine_at_rest, files, tell))
 
     async with contextlib.aclosing(_followed(examine)) as progress:
         async for step in progress:
@@ -359,7 +363,7 @@ async def doctor_at_rest(settings: StorageSettings) -> AsyncGenerator[Any, None]
 
 
 async def _followed(
-    work: Callable[[doctor.Tell], Awaitable[None]],
+    work: Callable[[OnProgress], Awaitable[None]],
 ) -> AsyncGenerator[Progress, None]:
     """Do something and tell how far it is; it ends when nobody listens any more."""
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Who may join: the attach handshake of both sides, and what a sentinel must know to listen."""
+"""Who may join a fabric: the attach handshake of both sides, and when a sentinel may listen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from strongroom.errors import AttachRefused, SettingsError
 from strongroom.messaging.address import new_id
-from strongroom.messaging.envelope import Envelope, NodeAttach, NodeAttachAck
+from strongroom.messaging.envelope import NodeAttach, NodeAttachAck
 from strongroom.settings import Settings
 
 
@@ -22,7 +22,7 @@ class Membership(Struct, frozen=True):
 
 
 def attach_request(node_id: str) -> NodeAttach:
-    """A child's first frame."""
+    """The first frame of a child."""
     return NodeAttach(
         system_id=node_id,
         instance_id=new_id(),
@@ -32,10 +32,10 @@ def attach_request(node_id: str) -> NodeAttach:
 
 
 def membership(ack: NodeAttachAck) -> Membership:
-    """What a sentinel's answer to the first frame says.
+    """What the sentinel's answer to the first frame says.
 
     Raises:
-        AttachRefused: It says no.
+        AttachRefused: The sentinel refused the node.
     """
     if not ack.ok or ack.assigned_path is None:
         raise AttachRefused(f"The sentinel refused this node: {ack.reason or ack.code}.")
@@ -45,7 +45,7 @@ def membership(ack: NodeAttachAck) -> Membership:
 def refusal(
     request: NodeAttach, url_id: str, own_id: str, offered: str | None, token: str | None
 ) -> str | None:
-    """Why a child that dialled with `url_id` and a token is refused; None if it is not."""
+    """Why a child that connected with `url_id` and a token is refused; None if it is welcome."""
     if token is not None and not hmac.compare_digest(token.encode(), (offered or "").encode()):
         return "Authentication failed"
     if request.system_id != url_id:
@@ -55,17 +55,11 @@ def refusal(
     return None
 
 
-def answer(request: Envelope, frame: NodeAttachAck) -> Envelope:
-    """The envelope that answers an attach."""
-    frame.ref_id = request.id
-    return Envelope(trace_id=request.trace_id, corr_id=request.corr_id, frame=frame)
-
-
 def check_may_listen(settings: Settings) -> None:
-    """Refuse to open a port to other machines without admission, unless that is asked for by name.
+    """Refuse to listen to other machines without a token, unless FAME_SECURITY_PROFILE is `open`.
 
     Raises:
-        SettingsError: Anyone could join.
+        SettingsError: Anyone on the network could join.
     """
     if (
         settings.admission_token

@@ -1,32 +1,34 @@
-"""Agents: what a user writes, and where it is served from."""
+"""Agents: the classes that users derive from, call through, and serve."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
 
 import msgspec
 from msgspec import Raw
 
-from strongroom.agents.operations import Operation, operations_of
+from strongroom.agents.operations import operations_of
 from strongroom.agents.remote import Remote
 from strongroom.agents.state import BaseAgentState, S, StateHolder, state_model
-from strongroom.errors import StrongroomError, UnknownOperation
+from strongroom.errors import NotStarted, StrongroomError, UnknownOperation
 from strongroom.messaging.address import Address
-from strongroom.messaging.calls import TIMEOUT
+from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.node import Node
 from strongroom.nodes.process import run, run_until_stopped
+from strongroom.settings import secrets_taken_from
 from strongroom.storage.provider import StorageProvider
 
 AGENT_CAPABILITY = "fame.capability.agent"
 
 
 class Agent:
-    """Something that others call by its address. `BaseAgent` is the class to derive from."""
+    """Something that others call by its address. Derive your own agents from `BaseAgent`."""
 
     @classmethod
     def remote(
@@ -35,32 +37,38 @@ class Agent:
         *,
         capabilities: Sequence[str] | None = None,
         fabric: Fabric | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> Self:
         """An agent elsewhere, typed as this class: its operations return what they return there.
 
-        >>> storage = StorageAgent.remote("storage@fame.fabric")
-        >>> record = await storage.retrieve_value("key")
+        >>> storage = StorageAgent.remote("storage@fame.fabric", timeout=5)
+        >>> await storage.retrieve_value("key")
 
         Args:
             address: Where it is. Give this, or `capabilities`.
             capabilities: What it must be able to do; any agent that can is called.
             fabric: The fabric to call from, if not the current one.
-            timeout: Seconds to wait for each result.
+            timeout: Seconds to wait for each result, and for each item of a stream.
+
+        Raises:
+            InvalidAddress: `address` is not an address.
+            NoFabric: No fabric is current here, and none was given.
         """
         if (address is None) == (capabilities is None):
             raise ValueError("Give either an address or capabilities")
         if address is not None:
             Address.parse(address)
         target = Target(address and str(address), tuple(capabilities or ()))
-        remote = Remote(target, _operations(cls), fabric=fabric, timeout=timeout)
-        return cast("Self", remote)
+        return cast("Self", Remote(target, cls, fabric=fabric, timeout=timeout))
 
     @classmethod
     def remote_by_address(
-        cls, address: str, *, fabric: Fabric | None = None, timeout: float = TIMEOUT
+        cls, address: str, *, fabric: Fabric | None = None, timeout: float = TIMEOUT_SECONDS
     ) -> Any:
-        """The agent at `address`; `Agent.remote_by_address` gives plain JSON values.
+        """The agent at `address`, typed as the class on which you call this.
+
+        On `Agent` itself, which has no operations, any name can be called and results are plain
+        JSON values.
 
         >>> await Agent.remote_by_address("storage@fame.fabric").retrieve_value("key")
         """
@@ -68,13 +76,28 @@ class Agent:
 
     @classmethod
     def remote_by_capabilities(
-        cls, capabilities: Sequence[str], *, fabric: Fabric | None = None, timeout: float = TIMEOUT
+        cls,
+        capabilities: Sequence[str],
+        *,
+        fabric: Fabric | None = None,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> Any:
         """Any agent that has all of `capabilities`.
 
         >>> await Agent.remote_by_capabilities(["math.add"]).add(1, 2)
+        3
         """
         return cls.remote(capabilities=capabilities, fabric=fabric, timeout=timeout)
+
+
+class _Place(Generic[S]):
+    """Where an agent is served: its name, its node and address, and its state there."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.address: str | None = None
+        self.node: Node | None = None
+        self.state: StateHolder[S] | None = None
 
 
 class BaseAgent(Agent, Generic[S]):
@@ -84,27 +107,55 @@ class BaseAgent(Agent, Generic[S]):
     ...     @operation
     ...     async def greet(self, name: str) -> str:
     ...         return f"Hello, {name}!"
-    >>> asyncio.run(Greeter().aserve("greeter@fame.fabric"))
+
+    `asyncio.run(Greeter().aserve("greeter@fame.fabric"))` serves it.
+
+    Args:
+        name: The agent's name, if not made from its class's.
     """
 
     STATE_MODEL: ClassVar[type[BaseAgentState] | None] = None
-    _node: Node | None = None
-    _address: str | None = None
-    _name: str | None = None
-    _state: StateHolder[S] | None = None
+    __place: _Place[S]  # so named that no attribute of a subclass takes its place
+
+    if TYPE_CHECKING:  # the same methods as Agent's: only the type is narrower
+
+        @classmethod
+        def remote_by_address(
+            cls, address: str, *, fabric: Fabric | None = None, timeout: float = TIMEOUT_SECONDS
+        ) -> Self: ...
+
+        @classmethod
+        def remote_by_capabilities(
+            cls,
+            capabilities: Sequence[str],
+            *,
+            fabric: Fabric | None = None,
+            timeout: float = TIMEOUT_SECONDS,
+        ) -> Self: ...
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        # Not in __init__, which a subclass may define without calling this one's.
+        agent = super().__new__(cls)
+        agent.__place = _Place()
+        return agent
 
     def __init__(self, name: str | None = None) -> None:
-        self._name = name
+        self.__place.name = name
+
+    def __repr__(self) -> str:
+        where = f"at {self.address}" if self.__place.node else "not served"
+        return f"<{type(self).__name__} {self.name!r}, {where}>"
 
     @property
     def name(self) -> str:
         """The agent's name: the one given, or its class's in lower case with underscores."""
-        return self._name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+        given = self.__place.name
+        return given or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @property
     def address(self) -> str | None:
-        """Where the agent is served, once it is."""
-        return self._address
+        """The address at which the agent is or was served last; None before."""
+        return self.__place.address
 
     @property
     def capabilities(self) -> Sequence[str]:
@@ -113,18 +164,18 @@ class BaseAgent(Agent, Generic[S]):
 
     @property
     def storage_provider(self) -> StorageProvider:
-        """The node's storage. None before the node has started; in `start()` it is there."""
-        provider = self._node.storage if self._node is not None else None
-        return cast("StorageProvider", provider)
+        """The node's storage, from `start()` on; None, whatever its type says, before and after."""
+        node = self.__place.node
+        return cast("StorageProvider", node.storage if node is not None else None)
 
     async def start(self) -> None:
-        """Called when storage and fabric are there, before the address is bound."""
+        """Called before the address is bound, when storage and fabric can be used."""
 
     async def stop(self) -> None:
         """Called before the node stops."""
 
     async def on_message(self, message: Any) -> None:
-        """Called with a plain message, one that is no call."""
+        """Called with each plain message, the JSON that `Fabric.send_message` sent."""
 
     # --- state ---
 
@@ -132,8 +183,11 @@ class BaseAgent(Agent, Generic[S]):
     def state(self) -> AbstractAsyncContextManager[S]:
         """The agent's state, for a change that is stored at the end of the block.
 
-        >>> async with self.state as state:
+        >>> async with agent.state as state:
         ...     state.count += 1
+
+        Raises:
+            NotStarted: The agent is not served.
         """
         return self._holder().change()
 
@@ -146,24 +200,23 @@ class BaseAgent(Agent, Generic[S]):
         await self._holder().clear()
 
     def _holder(self) -> StateHolder[S]:
-        if self._state is None:
+        place = self.__place
+        if place.state is None:
             model = state_model(type(self))
             if model is None:
+                cls = type(self).__name__
                 raise StrongroomError(
-                    f"{type(self).__name__} has no state.",
-                    remedy=(
-                        f"class {type(self).__name__}(BaseAgent[MyState]), where MyState is a "
-                        "BaseAgentState"
-                    ),
+                    f"{cls} has no state.",
+                    remedy=f"class {cls}(BaseAgent[MyState]), where MyState is a BaseAgentState",
+                )
+            if place.node is None:
+                raise NotStarted(
+                    f"{self.name} is not served, so it has no storage.",
+                    remedy="use the state in start() and in operations",
                 )
             namespace = f"__agent_{self.name}"
-            self._state = StateHolder(cast("type[S]", model), namespace, self._storage)
-        return self._state
-
-    def _storage(self) -> StorageProvider:
-        if self._node is None:
-            raise StrongroomError(f"{self.name} has no storage yet: its node has not started.")
-        return self.storage_provider
+            place.state = StateHolder(cast("type[S]", model), namespace, self.storage_provider)
+        return place.state
 
     # --- serving ---
 
@@ -172,22 +225,23 @@ class BaseAgent(Agent, Generic[S]):
 
         A StrongroomError ends the process with one line and the error's exit status.
         """
-        await run_until_stopped(lambda: self._served_at(address), log_level)
+        await run_until_stopped(self._served_at(address), log_level)
 
     def serve(self, address: str, *, log_level: str | int | None = None) -> None:
-        """Serve this agent at `address` in an event loop of its own: uvloop's, if installed."""
+        """Run an event loop, uvloop's if that is installed, and serve this agent in it."""
         run(self.aserve(address, log_level=log_level))
 
     @asynccontextmanager
     async def _served_at(self, address: str) -> AsyncIterator[None]:
         async with Fabric() as fabric:
-            await fabric.serve(self, address)
-            yield
+            with secrets_taken_from(os.environ):  # before start(), which may run other programs
+                await fabric.serve(self, address)
+                yield
 
     async def begin(self, node: Node, address: str) -> None:
         """(Resident) Take the node, and start."""
-        self._node = node
-        self._address = address
+        self.__place.node = node
+        self.__place.address = address
         await self.start()
 
     async def end(self) -> None:
@@ -195,12 +249,12 @@ class BaseAgent(Agent, Generic[S]):
         try:
             await self.stop()
         finally:
-            self._node = None
-            self._state = None
+            self.__place.node = None
+            self.__place.state = None
 
     def invoke(self, method: str, params: Raw) -> Awaitable[bytes] | AsyncGenerator[bytes, None]:
         """(Handler) Begin an operation."""
-        operation = _operations(type(self)).get(method)
+        operation = operations_of(type(self)).get(method)
         if operation is None:
             raise UnknownOperation(f"Method not found: {self.name} has no operation {method!r}.")
         return operation.start(self, params)
@@ -208,12 +262,3 @@ class BaseAgent(Agent, Generic[S]):
     async def receive(self, payload: Raw) -> None:
         """(Handler) Take a plain message."""
         await self.on_message(msgspec.json.decode(payload))
-
-
-_known: dict[type[Any], dict[str, Operation]] = {}
-
-
-def _operations(cls: type[Any]) -> dict[str, Operation]:
-    if cls not in _known:
-        _known[cls] = operations_of(cls)
-    return _known[cls]

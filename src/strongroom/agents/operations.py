@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints, overload
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+)
+from functools import partial
+from typing import (
+    Any,
+    Concatenate,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -13,35 +32,94 @@ from pydantic_core import to_jsonable_python
 
 from strongroom.errors import InvalidArguments
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _MARK = "__strongroom_operation__"
-_NOTHING = b"null"
+
+# --- what type checkers see; at run time a decorated method stays the function that it was ------
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R", bound=Coroutine[Any, Any, Any] | AsyncIterable[Any])
+R_co = TypeVar("R_co", covariant=True)
+
+
+class BoundOperation(Protocol[P, R_co]):
+    """An operation of one agent. Its arguments are not checked in a call with `_timeout`."""
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    @overload
+    def __call__(self, *args: Any, _timeout: float, **kwargs: Any) -> R_co: ...
+
+
+class OperationMethod(Protocol[P, R_co]):
+    """An operation as an attribute of its class."""
+
+    @overload
+    def __get__(self, agent: None, owner: type[Any], /) -> Callable[Concatenate[Any, P], R_co]: ...
+    @overload
+    def __get__(
+        self, agent: object, owner: type[Any] | None = None, /
+    ) -> BoundOperation[P, R_co]: ...
+
+
+class Decorator(Protocol):
+    """What `operation(name=...)` returns."""
+
+    # The overloads overlap, since T can be a coroutine too; the first one that fits counts.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, method: Callable[Concatenate[Any, P], R], /
+    ) -> OperationMethod[P, R]: ...
+    @overload
+    def __call__(
+        self, method: Callable[Concatenate[Any, P], T], /
+    ) -> OperationMethod[P, Coroutine[Any, Any, T]]: ...
 
 
 @overload
-def operation(method: F) -> F: ...
+def operation(  # type: ignore[overload-overlap]
+    method: Callable[Concatenate[Any, P], R], /
+) -> OperationMethod[P, R]: ...
 @overload
-def operation(*, name: str | None = None, streaming: bool = False) -> Callable[[F], F]: ...
 def operation(
-    method: F | None = None, *, name: str | None = None, streaming: bool = False
-) -> F | Callable[[F], F]:
-    """Let others call a method.
+    method: Callable[Concatenate[Any, P], T], /
+) -> OperationMethod[P, Coroutine[Any, Any, T]]: ...
+@overload
+def operation(*, name: str | None = None, streaming: bool = False) -> Decorator: ...
+def operation(
+    method: Callable[..., Any] | None = None, *, name: str | None = None, streaming: bool = False
+) -> Any:
+    """Let others call a method of an agent, by its name and with its parameters.
 
-    >>> @operation
-    ... async def retrieve_value(self, key: str) -> Note | None: ...
+    >>> class Calculator(BaseAgent):
+    ...     @operation
+    ...     async def add(self, a: int, b: int) -> int:
+    ...         return a + b
+    ...
+    ...     @operation(streaming=True)
+    ...     async def count(self, end: int) -> AsyncIterator[int]:
+    ...         for number in range(end):
+    ...             yield number
+
+    To type checkers a plain `def` operation returns something to await, because on a remote it
+    does. On the agent itself it stays the function that you wrote, so write an operation that the
+    agent itself calls as `async def`.
 
     Args:
-        method: The method, where the decorator stands without parentheses.
-        name: What callers call it, if not as the method is called.
-        streaming: The method yields its results one by one.
+        method: The method, where the decorator is used without parentheses.
+        name: The name that callers use, if it is not the method's own.
+        streaming: The method returns an async iterator, whose items callers get one by one. An
+            `async def` with `yield` needs no such flag.
     """
 
-    def mark(function: F) -> F:
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         setattr(function, _MARK, (name or function.__name__, streaming))
         return function
 
     return mark if method is None else mark(method)
+
+
+# --- running them -------------------------------------------------------------------------------
 
 
 class _Packed(msgspec.Struct):
@@ -55,16 +133,15 @@ _read_packed = msgspec.json.Decoder(_Packed).decode
 class Operation:
     """One operation of a class of agents: how its arguments are read and its results written."""
 
-    def __init__(self, attribute: str, function: Callable[..., Any], *, streaming: bool) -> None:
+    def __init__(
+        self, name: str, attribute: str, function: Callable[..., Any], *, streaming: bool
+    ) -> None:
+        self.name = name
         self.attribute = attribute
         self.streaming = streaming or inspect.isasyncgenfunction(function)
-        self._is_async = inspect.iscoroutinefunction(function)
         hints = _type_hints(function)
         self._signature = _without_self(inspect.signature(function))
-        self._readers = {
-            name: _reader(_parameter_type(parameter, hints))
-            for name, parameter in self._signature.parameters.items()
-        }
+        self._readers = {name: _reader(hints.get(name, Any)) for name in self._signature.parameters}
         is_plain = all(
             parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
             for parameter in self._signature.parameters.values()
@@ -79,10 +156,8 @@ class Operation:
             InvalidArguments: They do not fit the method.
         """
         args, kwargs = self._read(params)
-        outcome = getattr(agent, self.attribute)(*args, **kwargs)
-        if self.streaming:
-            return _write_items(outcome)
-        return _write_result(outcome if self._is_async else _as_awaitable(outcome))
+        run = partial(getattr(agent, self.attribute), *args, **kwargs)
+        return _write_items(run) if self.streaming else _write_result(run)
 
     def _read(self, params: Raw) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = unpack(params)
@@ -126,23 +201,30 @@ def _raise_if(problems: list[dict[str, Any]], name: str) -> None:
         raise InvalidArguments(f"{name}(): {text}.", data=problems)
 
 
+_known: dict[type[Any], dict[str, Operation]] = {}
+
+
 def operations_of(cls: type[Any]) -> dict[str, Operation]:
     """The operations of a class, by the names that callers use."""
-    found: dict[str, Operation] = {}
+    if cls not in _known:
+        _known[cls] = {operation.name: operation for operation in _marked_in(cls)}
+    return _known[cls]
+
+
+def _marked_in(cls: type[Any]) -> Iterator[Operation]:
     for attribute in dir(cls):
         function = getattr(cls, attribute, None)
         mark = getattr(function, _MARK, None)
         if mark is not None and callable(function):
             name, streaming = mark
-            found[name] = Operation(attribute, function, streaming=streaming)
-    return found
+            yield Operation(name, attribute, function, streaming=streaming)
 
 
 def unpack(params: Raw) -> tuple[list[Raw], dict[str, Raw]]:
     """Positional and keyword arguments, from all the forms in which peers send them.
 
     Raises:
-        InvalidArguments: It is none of them.
+        InvalidArguments: `params` has none of these forms.
     """
     try:
         packed = _read_packed(params)
@@ -161,7 +243,7 @@ def pack(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
 
 
 def to_json(value: Any) -> bytes:
-    """Any value of a user, models included, as JSON."""
+    """Any value, Pydantic models included, as JSON."""
     if isinstance(value, BaseModel):
         return value.model_dump_json(by_alias=True).encode()
     return _encode(value)
@@ -176,16 +258,14 @@ def _enc_hook(value: Any) -> Any:
 _encode = msgspec.json.Encoder(enc_hook=_enc_hook).encode
 
 
-async def _write_result(outcome: Awaitable[Any]) -> bytes:
-    return to_json(await outcome)
+async def _write_result(run: Callable[[], Any]) -> bytes:
+    outcome = run()
+    return to_json(await outcome if inspect.isawaitable(outcome) else outcome)
 
 
-async def _as_awaitable(outcome: Any) -> Any:
-    return await outcome if inspect.isawaitable(outcome) else outcome
-
-
-async def _write_items(items: Any) -> AsyncGenerator[bytes, None]:
-    if inspect.isawaitable(items):
+async def _write_items(run: Callable[[], Any]) -> AsyncGenerator[bytes, None]:
+    items = run()
+    if not isinstance(items, AsyncIterable):
         items = await items
     try:
         async for item in items:
@@ -199,16 +279,12 @@ def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
     except NameError:
-        # A name that exists only for type checkers: the arguments are taken as they come.
+        # An annotation names something imported only for type checkers: we do not check values.
         return {}
 
 
 def _without_self(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-def _parameter_type(parameter: inspect.Parameter, hints: dict[str, Any]) -> Any:
-    return hints.get(parameter.name, Any)
 
 
 def _reader(annotation: Any) -> Callable[[Raw], Any]:
@@ -221,5 +297,5 @@ def _reader(annotation: Any) -> Callable[[Raw], Any]:
 def _item_type(annotation: Any, *, streaming: bool) -> Any:
     if not streaming:
         return annotation
-    is_iterator = get_origin(annotation) in {AsyncIterator, AsyncGenerator}
+    is_iterator = get_origin(annotation) in {AsyncIterable, AsyncIterator, AsyncGenerator}
     return get_args(annotation)[0] if is_iterator else Any

@@ -1,40 +1,54 @@
-"""A remote agent, as its caller holds it: `await r.op(...)` or `async for item in r.op(...)`."""
+"""A remote agent: `await remote.op(...)` for a result, `async for item in remote.op(...)`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Mapping
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from functools import cache, partial
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 from pydantic import TypeAdapter
 
-from strongroom.agents.operations import Operation, pack
-from strongroom.messaging.calls import TIMEOUT
+from strongroom.agents.operations import Operation, operations_of, pack
+from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 
 Reader = Callable[[Raw], Any]
+Arguments = tuple[Target, str, bytes, float]
 
 
 class Remote:
-    """Whoever answers at a target. Every public attribute is an operation of it.
+    """The agent at a target. Every attribute that begins with a letter is an operation.
 
     >>> remote = Agent.remote_by_address("storage@fame.fabric")
     >>> await remote.store_value("key", "value")
+    >>> await remote.retrieve_value("key", _timeout=5)
+    >>> remote
+    <remote Agent: storage@fame.fabric>
+
+    Args:
+        target: The address or the capabilities to call.
+        cls: The agent's class. Of its operations we know names, types, and which are streams;
+            any others are called by the attribute's name and give plain JSON values.
+        fabric: The fabric to call from, if not the current one.
+        timeout: Seconds to wait for each result, and for each item of a stream.
     """
 
     def __init__(
         self,
         target: Target,
-        operations: Mapping[str, Operation],
+        cls: type[Any],
         *,
         fabric: Fabric | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> None:
+        operations = operations_of(cls)
+        by_attribute = {operation.attribute: operation for operation in operations.values()}
         self._target = target
-        self._operations = operations
+        self._class_name = cls.__name__
+        self._operations = {**operations, **by_attribute}
         self._fabric = fabric or Fabric.current()
         self._timeout = timeout
 
@@ -45,34 +59,43 @@ class Remote:
 
     def _call(
         self,
-        method: str,
+        attribute: str,
         /,
         *args: Any,
         _stream: bool = False,
         _timeout: float | None = None,
         **kwargs: Any,
     ) -> Call:
-        arguments = (self._target, method, pack(args, kwargs), _timeout or self._timeout)
-        return Call(self._fabric, arguments, self._reader(method), is_stream=_stream)
-
-    def _reader(self, method: str) -> Reader:
-        known = self._operations.get(method)
-        if known is None or known.result_type in {Any, None}:
-            return msgspec.json.decode
-        adapter: TypeAdapter[Any] = TypeAdapter(known.result_type)
-        return lambda value: adapter.validate_json(bytes(value))
+        known = self._operations.get(attribute)
+        name = known.name if known else attribute
+        timeout = self._timeout if _timeout is None else _timeout
+        is_stream = _stream or (known is not None and known.streaming)
+        arguments = (self._target, name, pack(args, kwargs), timeout)
+        return Call(self._fabric, arguments, _reader(known), is_stream=is_stream)
 
     def __repr__(self) -> str:
-        return f"<remote {self._target}>"
+        return f"<remote {self._class_name}: {self._target}>"
 
 
-class Call(Coroutine[Any, Any, Any]):
-    """One call, sent when it is awaited (one result) or iterated (a stream)."""
+@cache
+def _reader(known: Operation | None) -> Reader:
+    if known is None or known.result_type in {Any, None}:
+        return msgspec.json.decode
+    adapter: TypeAdapter[Any] = TypeAdapter(known.result_type)
+    return lambda value: adapter.validate_json(bytes(value))
+
+
+class Call(Coroutine[Any, Any, Any], AsyncGenerator[Any, None]):
+    """One call, sent when it is first awaited (for one result) or iterated (for a stream).
+
+    It is a coroutine, so that `asyncio.create_task` takes it, and an async generator, so that
+    `anext` and `contextlib.aclosing` do, as they take what the operation itself returns.
+    """
 
     def __init__(
         self,
         fabric: Fabric,
-        arguments: tuple[Target, str, bytes, float],
+        arguments: Arguments,
         read: Reader,
         *,
         is_stream: bool,
@@ -81,43 +104,61 @@ class Call(Coroutine[Any, Any, Any]):
         self._arguments = arguments
         self._read = read
         self._is_stream = is_stream
-        self._started: Coroutine[Any, Any, Any] | None = None
+        self._awaited: Coroutine[Any, Any, Any] | None = None
+        self._iterated: AsyncGenerator[Any, None] | None = None
 
     async def _result(self) -> Any:
         if self._is_stream:
-            return self._items()
+            return self.__aiter__()
         value = await self._fabric.calls.call(*self._arguments)
         return None if value is None else self._read(value)
 
-    async def _items(self) -> AsyncGenerator[Any, None]:
-        items = self._fabric.calls.stream(*self._arguments)
-        try:
-            async for item in items:
-                yield self._read(item)
-        finally:
-            await items.aclose()
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self._items()
-
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self._result().__await__()
+        return self._coroutine().__await__()
 
-    # A coroutine, so that asyncio.create_task takes a call as it takes an `async def`'s.
+    def __aiter__(self) -> AsyncGenerator[Any, None]:
+        if self._iterated is None:
+            # Of a function, not a method: a loop that is left drops us, and with us the generator,
+            # at once only if that does not hold us in turn.
+            self._iterated = _items(self._fabric, self._arguments, self._read)
+        return self._iterated
+
+    def _coroutine(self) -> Coroutine[Any, Any, Any]:
+        if self._awaited is None:
+            self._awaited = self._result()
+        return self._awaited
 
     def send(self, value: Any, /) -> Any:
-        """(Coroutine) Go on."""
-        if self._started is None:
-            self._started = self._result()
-        return self._started.send(value)
+        """(Coroutine) Resume."""
+        return self._coroutine().send(value)
 
     def throw(self, *error: Any) -> Any:
-        """(Coroutine) Go on with an error."""
-        if self._started is None:
-            self._started = self._result()
-        return self._started.throw(*error)
+        """(Coroutine) Resume with an error."""
+        return self._coroutine().throw(*error)
 
     def close(self) -> None:
         """(Coroutine) Give up."""
-        if self._started is not None:
-            self._started.close()
+        if self._awaited is not None:
+            self._awaited.close()
+
+    async def asend(self, value: None, /) -> Any:
+        """(Async generator) Read the next item."""
+        return await self.__aiter__().asend(value)
+
+    async def athrow(self, *error: Any) -> Any:
+        """(Async generator) Resume with an error."""
+        return await self.__aiter__().athrow(*error)
+
+    async def aclose(self) -> None:
+        """(Async generator) Leave the stream; the agent stops producing it."""
+        if self._iterated is not None:
+            await self._iterated.aclose()
+
+
+async def _items(fabric: Fabric, arguments: Arguments, read: Reader) -> AsyncGenerator[Any, None]:
+    items = fabric.calls.stream(*arguments)
+    try:
+        async for item in items:
+            yield read(item)
+    finally:
+        await items.aclose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Generic, get_args
 
@@ -17,18 +17,20 @@ KEY = "state"
 
 
 class BaseAgentState(BaseModel):
-    """The base of models of state. Every field has a default: it is the state at the start."""
+    """The base of models of state. Give every field a default: together they are the first state.
+
+    >>> class Counted(BaseAgentState):
+    ...     count: int = 0
+    """
 
 
 S = TypeVar("S", bound=BaseAgentState, default=BaseAgentState)
 
 
 class StateHolder(Generic[S]):
-    """Where one agent's state is kept."""
+    """Loads and stores the state of one agent, under the key `state` of a namespace."""
 
-    def __init__(
-        self, model: type[S], namespace: str, provider: Callable[[], StorageProvider]
-    ) -> None:
+    def __init__(self, model: type[S], namespace: str, provider: StorageProvider) -> None:
         self._model = model
         self._namespace = namespace
         self._provider = provider
@@ -37,7 +39,7 @@ class StateHolder(Generic[S]):
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[S]:
-        """Hold the state alone; what was changed is stored at the end, unless an error ends it."""
+        """The state, for one task at a time; stored at the end, unless an error ends the block."""
         async with self._lock:
             store = await self._open()
             state = await store.get(KEY) or self._model()
@@ -50,13 +52,13 @@ class StateHolder(Generic[S]):
         return await store.get(KEY) or self._model()
 
     async def clear(self) -> None:
-        """Go back to the defaults."""
+        """Delete the record, so that the state is the model's defaults again."""
         async with self._lock:
             await (await self._open()).delete(KEY)
 
     async def _open(self) -> KeyValueStore[S]:
         if self._store is None:
-            self._store = await self._provider().get_kv_store(self._model, self._namespace)
+            self._store = await self._provider.own_store(self._model, self._namespace)
         return self._store
 
 

@@ -20,8 +20,8 @@ from strongroom.cli.output import (
     storage_settings,
     write,
 )
+from strongroom.disk.keyfile import read_keystore
 from strongroom.errors import KeystoreMissing, MasterKeyInvalid
-from strongroom.keys.keystore import Keystore
 from strongroom.keys.master import new_master_key, read_master_key
 from strongroom.keys.sheet import read_sheet, write_sheet
 from strongroom.settings import StorageSettings
@@ -60,7 +60,7 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
         raise KeystoreMissing(
             f"{path} is not there. Try: --directory, or FAME_STORAGE_DB_DIRECTORY", path=path
         )
-    keystore = Keystore.open(path, master)
+    keystore = read_keystore(path, master)
     found = {
         "directory": str(path.parent),
         "opens": True,

@@ -18,7 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from strongroom.admin import commands
+from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.settings import Settings, StorageSettings
+from strongroom.storage.sqlite.files import file_name
 
 Directory = Annotated[
     Path | None,
@@ -29,7 +31,10 @@ Namespace = Annotated[str, typer.Argument(help="A namespace, as `strongroom stor
 
 WIDE = 1000  # a table is never cut: who pipes it wants all of it
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
-KEYSTORES = {"encrypted-sqlite": "__keystore_encrypted_value.db", "sqlite": "__keystore.db"}
+KEYSTORES = {
+    "encrypted-sqlite": file_name(KEYSTORE, encrypts=True),
+    "sqlite": file_name(KEYSTORE, encrypts=False),
+}
 
 
 def storage_settings(directory: Path | None) -> StorageSettings:

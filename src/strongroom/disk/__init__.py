@@ -1,1 +1,1 @@
-"""The encrypted file: its header, its opening and guards, its replacement."""
+"""Files on one disk: how each is created, checked, opened and replaced."""

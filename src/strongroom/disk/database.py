@@ -1,4 +1,4 @@
-"""Creating and opening one SQLite file, encrypted or plain, with every guard in place."""
+"""Creates and opens a SQLite file, encrypted or plain, with every guard in place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import apsw
 
 from strongroom.disk import header, wal
 from strongroom.disk.directory import write_whole
-from strongroom.disk.header import FileKey
 from strongroom.errors import (
     EngineUnsuitable,
     StorageError,
@@ -17,6 +16,7 @@ from strongroom.errors import (
     StoreMissing,
     StoreUnavailable,
 )
+from strongroom.keys.derive import FileKey
 
 CIPHER = "chacha20"  # ChaCha20-Poly1305 page by page; it covers the readable header too
 CACHE_KIB = 16 * 1024
@@ -35,11 +35,10 @@ _PRAGMAS = (
 
 
 def check_engine() -> None:
-    """Raise EngineUnsuitable unless SQLite can encrypt in the way that the file format needs, and
-    take many rows in one statement.
+    """Raise EngineUnsuitable unless SQLite can encrypt as the file format needs, and bind arrays.
 
-    The plain `apsw` package installs the same module name, and a plain SQLite ignores `PRAGMA key`
-    without a word, so this must be known before the first file is written.
+    The plain `apsw` package installs a module of the same name, and a plain SQLite ignores
+    `PRAGMA key` without an error, so this is checked before the first file is written.
     """
     remedy = "pip uninstall apsw; pip install --force-reinstall apsw-sqlite3mc"
     if ENGINE is None:
@@ -69,14 +68,14 @@ def create(
     replace: bool = False,
     write_ahead: bool = True,
 ) -> None:
-    """Make a database that appears at `path` complete and durable, or not at all.
+    """Create a database that appears at `path` complete and durable, or not at all.
 
     Args:
-        path: Where the file is to stand.
-        key: Its key; None makes a plain file.
+        path: Where the file will be.
+        key: Its key; None creates a plain file.
         fill: Writes the first contents.
-        replace: Whether a file that stands there is replaced.
-        write_ahead: Whether the file is used with a write-ahead log from then on.
+        replace: Whether to replace a file at `path`; otherwise it is an error.
+        write_ahead: Whether the file will be used with a write-ahead log.
     """
 
     def write(temporary: Path) -> None:
@@ -99,7 +98,7 @@ def create(
 
 
 def open_empty(path: Path, key: FileKey | None) -> apsw.Connection:
-    """Open an empty file for a copy that counts only once it is whole, closed and synced."""
+    """Open an empty file for a copy, which is used only when it is complete and synced."""
     connection = _connect(path, key, read_only=False)
     for pragma in (f"page_size = {header.PAGE_SIZE}", "journal_mode = OFF", "synchronous = OFF"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -109,14 +108,14 @@ def open_empty(path: Path, key: FileKey | None) -> apsw.Connection:
 def open_existing(
     path: Path, key: FileKey | None, *, read_only: bool = False, check_log: bool = True
 ) -> apsw.Connection:
-    """Open a database that exists, after looking at a write-ahead log that a crash left.
+    """Open an existing database, after checking the write-ahead log that a crash may have left.
 
-    The caller has compared the file's header with `key`. SQLite never gets its create flag: with
-    it, an empty file would open as a new, empty store.
+    The caller has compared the file's header with `key`. SQLite never gets its create flag, since
+    with it an empty file would open as a new, empty store.
 
     Raises:
         StoreMissing: There is no such file.
-        StoreDamaged: The first page, or the log, holds bytes that were never valid.
+        StoreDamaged: The first page, or the log, has bytes that were never valid.
         StoreUnavailable: The disk refused.
     """
     if not path.exists():
@@ -136,7 +135,7 @@ def open_existing(
 
 
 def explain(error: apsw.Error, path: Path, namespace: str | None = None) -> StorageError:
-    """The error of ours that says what an error of SQLite means for the user."""
+    """The StorageError for an error of SQLite."""
     if isinstance(error, apsw.NotADBError | apsw.CorruptError | apsw.FormatError):
         return StoreDamaged(
             f"{path} is damaged: {error}. Nothing was written.",

@@ -1,4 +1,4 @@
-"""A data directory: its one owner, its filesystem, and files that appear whole or not at all."""
+"""A data directory: its owner, its filesystem, and files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -18,16 +18,25 @@ NETWORK_FILESYSTEMS = frozenset(
 )
 _TEMPORARY = ".new"
 
+LOG_SUFFIX = "-wal"
+SHARED_MEMORY_SUFFIX = "-shm"
+JOURNAL_SUFFIX = "-journal"
+
+
+def log_of(path: Path) -> Path:
+    """Where SQLite keeps the write-ahead log of a database."""
+    return path.with_name(path.name + LOG_SUFFIX)
+
 
 @contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Say what it means that the disk refused."""
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into StoreUnavailable."""
     try:
         yield
     except OSError as error:
         raise StoreUnavailable(
             f"{path} cannot be written: {error.strerror or error}.",
-            remedy="see that the disk has room and that the directory may be written",
+            remedy="check that the disk has space and that the directory is writable",
             path=path,
         ) from error
 
@@ -35,7 +44,7 @@ def _written(path: Path) -> Iterator[None]:
 def make_directory(path: Path) -> None:
     """Create `path` and its missing parents, mode 0700, each durable in its parent."""
     missing = [p for p in (path, *path.parents) if not p.exists()]
-    with _written(path):
+    with _writing(path):
         for directory in reversed(missing):
             directory.mkdir(mode=0o700, exist_ok=True)
             sync_directory(directory.parent)
@@ -44,23 +53,21 @@ def make_directory(path: Path) -> None:
 def check_filesystem(path: Path) -> None:
     """Raise FilesystemUnsafe when `path` is on a network filesystem.
 
-    Write-ahead logging needs memory shared between processes, and locks that hold; a network
-    filesystem promises neither (https://sqlite.org/wal.html).
+    Write-ahead logging needs shared memory and reliable locks; a network filesystem has neither
+    (https://sqlite.org/wal.html).
     """
     kind = filesystem(path)
     if kind in NETWORK_FILESYSTEMS:
         raise FilesystemUnsafe(
-            (
-                f"{path} is on a network filesystem ({kind}), where locks and syncs cannot be "
-                "relied on."
-            ),
+            f"{path} is on a network filesystem ({kind}), where locks and syncs cannot be "
+            "relied on.",
             remedy="a directory on a local disk",
             path=path,
         )
 
 
 def filesystem(path: Path) -> str | None:
-    """The type of the filesystem that holds `path`, as Linux names it; None elsewhere."""
+    """The type of the filesystem of `path`, as Linux names it; None on other systems."""
     mounts = Path("/proc/self/mountinfo")
     if not mounts.exists():
         return None
@@ -74,7 +81,7 @@ def filesystem(path: Path) -> str | None:
 
 
 class DirectoryLock:
-    """The right of one process to a data directory, held until `release`."""
+    """The lock by which one process owns a data directory, until `release`."""
 
     def __init__(self, path: Path) -> None:
         """Take the lock.
@@ -90,7 +97,7 @@ class DirectoryLock:
             raise DirectoryInUse(
                 f"{path} is in use by another process.",
                 remedy=(
-                    "stop the other node, or give this one a directory of its own in "
+                    "stop the other node, or give this one its own directory in "
                     "FAME_STORAGE_DB_DIRECTORY"
                 ),
                 path=path,
@@ -98,7 +105,7 @@ class DirectoryLock:
         _held.add(self)
 
     def release(self) -> None:
-        """Give the lock back; the last descriptor of it does so."""
+        """Release the lock, by closing its last descriptor."""
         _held.discard(self)
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -109,7 +116,7 @@ _held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
 
 def _release_in_child() -> None:
-    """A forked child would keep the lock alive after its parent has gone."""
+    """Otherwise a forked child would hold the lock after its parent has ended."""
     for lock in list(_held):
         lock.release()
 
@@ -128,7 +135,7 @@ def sync_file(path: Path) -> None:
 
 
 def _sync(path: Path, flags: int) -> None:
-    with _written(path):
+    with _writing(path):
         descriptor = os.open(path, flags)
         try:
             os.fsync(descriptor)
@@ -140,14 +147,14 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> 
     """Make `path` appear, durable and complete, or not at all.
 
     Args:
-        path: Where the file is to stand.
-        write: Fills the empty file, mode 0600, that it is given, and closes it.
-        replace: Whether a file that stands there is replaced; otherwise it is an error.
+        path: Where the file will be.
+        write: Called with the path of an empty file, mode 0600, to fill and close it.
+        replace: Whether to replace a file at `path`; otherwise it is an error.
 
     Raises:
-        StoreUnavailable: The disk refused, or a file stands there already.
+        StoreUnavailable: The disk refused, or there is a file at `path`.
     """
-    with _written(path):
+    with _writing(path):
         temporary = temporary_beside(path)
         try:
             write(temporary)
@@ -155,46 +162,46 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> 
             if replace:
                 temporary.replace(path)
             else:
-                os.link(temporary, path)  # unlike rename, fails where a file stands
+                os.link(temporary, path)  # unlike rename, it fails if there is a file
         finally:
             remove_with_journals(temporary)
         sync_directory(path.parent)
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new empty file, mode 0600, that is to become `path`; deleted at the next start if not."""
+    """A new empty file, mode 0600, that will be renamed to `path`, or deleted at the next start."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    with _written(path):
+    with _writing(path):
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     return temporary
 
 
 def replace_database(path: Path, new: Path) -> None:
-    """Put the complete and durable file `new` in the place of a database that nobody has open.
+    """Rename the complete and durable file `new` over a database that nobody has open.
 
     Raises:
-        StoreUnavailable: A log stands beside the database. It would be taken for the new file's
-            and destroy it.
+        StoreUnavailable: The database has a log. SQLite would apply it to the new file, and destroy
+            that.
     """
-    for suffix in ("-wal", "-journal"):
+    for suffix in (LOG_SUFFIX, JOURNAL_SUFFIX):
         log = path.with_name(path.name + suffix)
         if log.exists():
             raise StoreUnavailable(f"{log} is in the way. Try it again.", path=log)
     sync_directory(path.parent)
-    with _written(path):
+    with _writing(path):
         new.replace(path)
     sync_directory(path.parent)
 
 
 def remove_with_journals(path: Path) -> None:
-    """Delete a database file and what SQLite may have left beside it."""
-    for suffix in ("-wal", "-shm", "-journal", ""):
-        with _written(path):
+    """Delete a database and the files that SQLite may have left beside it."""
+    for suffix in (LOG_SUFFIX, SHARED_MEMORY_SUFFIX, JOURNAL_SUFFIX, ""):
+        with _writing(path):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete the unfinished files of a `write_whole` that was killed; they never held data."""
+    """Delete files that were unfinished when the node was killed. Nothing depends on them."""
     for path in directory.glob(f".*.db.*{_TEMPORARY}*"):
-        with _written(path):
+        with _writing(path):
             path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""Looking at a write-ahead log that a crash left, before SQLite may change anything.
+"""Checks a write-ahead log that a crash left, before SQLite may change anything.
 
-SQLite ends its recovery at the first frame that is not valid, and drops that frame and all that
-follow, without a word: after a torn last write this is right, since that transaction was never
-acknowledged; after damage further up it loses acknowledged transactions. A transaction starts only
-after the fsync of the one before, so a commit of a later transaction behind the first invalid frame
-proves damage. The format is that of https://sqlite.org/fileformat2.html, section 4.
+SQLite's recovery ends at the first invalid frame. It drops this frame and all that follow, without
+an error. That is right after a torn last write, whose transaction was never acknowledged. But after
+damage further up it loses acknowledged transactions. A transaction starts only after the fsync of
+the one before, so the commit of a later transaction after the first invalid frame proves damage.
+The format is described in https://sqlite.org/fileformat2.html, section 4.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import BinaryIO
 
 import apsw
 
+from strongroom.disk.directory import log_of
 from strongroom.disk.header import PAGE_SIZE
 from strongroom.errors import StoreDamaged
 
 _HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
 _FRAME_SIZE = _FRAME.size + PAGE_SIZE
-_MAGIC = 0x377F0682  # the lowest bit tells the byte order of the checksums
+_MAGIC = 0x377F0682  # its lowest bit is the byte order of the checksums
 _VERSION = 3007000
 
 
@@ -31,9 +32,9 @@ def check(path: Path, connect: Callable[[], apsw.Connection]) -> None:
 
     Args:
         path: The database.
-        connect: Opens it for a look; what is opened changes no byte and leaves no file.
+        connect: Opens the database. The check changes no byte, and leaves no file.
     """
-    log = path.with_name(path.name + "-wal")
+    log = log_of(path)
     if not log.exists() or log.stat().st_size < _HEADER.size + _FRAME_SIZE:
         return
     with log.open("rb") as file:
@@ -54,7 +55,7 @@ def _salts(head: bytes) -> tuple[int, int] | None:
 
 
 def _recovered_frames(connect: Callable[[], apsw.Connection]) -> int:
-    """How many frames SQLite takes from the log, up to its last valid commit."""
+    """The number of frames that SQLite recovers, up to the last valid commit."""
     connection = connect()
     try:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -66,9 +67,9 @@ def _recovered_frames(connect: Callable[[], apsw.Connection]) -> int:
 
 
 def _later_commit(file: BinaryIO, recovered: int, salts: tuple[int, int]) -> bool:
-    """Whether two transactions end behind the last valid commit: the first was acknowledged.
+    """Whether two transactions end after the last valid commit: the first was acknowledged.
 
-    A frame counts as this log's when one of its two salts is right: a changed byte spoils one.
+    A frame belongs to this log if one of its two salts is right, since a changed byte spoils one.
     """
     commits = 0
     for size_after_commit, salt_1, salt_2 in _frames(file, recovered):
@@ -101,6 +102,6 @@ def _checksum(data: bytes, order: str) -> tuple[int, int]:
 def _damaged(log: Path, how: str) -> StoreDamaged:
     return StoreDamaged(
         f"{log} is damaged: {how}. Nothing was written.",
-        remedy=("keep a copy of it and of the file beside it, then put both back from a backup"),
+        remedy="keep a copy of it and of the database, then put both back from a backup",
         path=log,
     )

@@ -1,1 +1,1 @@
-"""Who may read it: the master key, the keystore, rotation."""
+"""Who may read the data: the master key, the keystore, the audit log."""

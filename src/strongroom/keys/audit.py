@@ -1,9 +1,9 @@
 """The audit log: a line for each opening, rotation, drop and export, chained by a MAC.
 
-The lines stand in `__node_meta`; their number, the newest MAC and the key of the MACs stand in the
+The lines are in `__node_meta`. Their number, the newest MAC and the key of the MACs are in the
 keystore. So a line that was changed, taken out or cut off is noticed, and nobody without the master
-key can write one. A new line enters the keystore together with what it tells of, and waits there
-until it stands in `__node_meta`: a kill in between loses neither.
+key can write one. A new line is saved in the keystore together with the change that it reports, and
+waits there until it is in `__node_meta`: a kill in between loses neither.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import msgspec
 from strongroom.errors import AuditBroken
 
 
-class Line(msgspec.Struct, frozen=True):
-    """One thing that happened. It names namespaces, and holds no key and no value of a record."""
+class AuditLine(msgspec.Struct, frozen=True):
+    """One event. It names namespaces, and holds no key and no value of a record."""
 
     number: int
     time: int
@@ -28,42 +28,45 @@ class Line(msgspec.Struct, frozen=True):
     mac: bytes = b""
 
 
-class Trail(msgspec.Struct):
-    """What the keystore knows of the log."""
+class AuditChain(msgspec.Struct):
+    """The end of the audit log, as the keystore keeps it."""
 
     key: bytes
     count: int = 0
     head: bytes = b""
-    waiting: list[Line] = []
-    """Lines that may not stand in `__node_meta` yet."""
+    waiting: list[AuditLine] = []
+    """Lines that may not be in `__node_meta` yet."""
 
     def add(self, now: int, event: str, namespace: str | None = None, detail: str = "") -> None:
-        """Put a line at the end."""
+        """Append a line."""
         self.count += 1
-        line = Line(self.count, now, event, namespace, detail)
+        line = AuditLine(self.count, now, event, namespace, detail)
         self.head = self._mac(self.head, line)
         self.waiting.append(msgspec.structs.replace(line, mac=self.head))
 
-    def catch_up(self, newest: Line, now: int) -> None:
-        """Go on after `newest` where the keystore is an older copy, which did not know it."""
+    def catch_up(self, newest: AuditLine, now: int) -> None:
+        """Continue after `newest`, the last line in `__node_meta`.
+
+        It is newer than this chain if an older copy of the keystore was put back.
+        """
         if newest.number > self.count:
             self.count, self.head, self.waiting = newest.number, newest.mac, []
             self.add(now, "older keystore", detail=f"it knew less than {newest.number} lines")
 
-    def stored(self, newest: int) -> None:
-        """Forget the lines up to `newest`, as they stand in `__node_meta` now."""
+    def forget_stored(self, newest: int) -> None:
+        """Stop keeping the lines up to number `newest`, which are in `__node_meta` now."""
         self.waiting = [line for line in self.waiting if line.number > newest]
 
-    def copy(self) -> Trail:
+    def copy(self) -> AuditChain:
         """The end of the log as it is now."""
         return msgspec.structs.replace(self, waiting=list(self.waiting))
 
-    def verify(self, lines: Sequence[Line], *, growing: bool = False) -> int:
-        """Compare what `__node_meta` holds with the chain; returns the number of lines.
+    def verify(self, lines: Sequence[AuditLine], *, growing: bool = False) -> int:
+        """Compare the lines in `__node_meta` with the chain, and return their number.
 
         Args:
-            lines: Read after this trail was copied.
-            growing: A node runs, so what comes after this trail's end is newer than it.
+            lines: Read after this chain was copied.
+            growing: The node is running: ignore lines that were added since the copy.
 
         Raises:
             AuditBroken: A line is missing, changed, cut off, or too many.
@@ -90,14 +93,14 @@ class Trail(msgspec.Struct):
             )
         return count
 
-    def _mac(self, before: bytes, line: Line) -> bytes:
+    def _mac(self, before: bytes, line: AuditLine) -> bytes:
         text = msgspec.json.encode(msgspec.structs.replace(line, mac=b""))
         return hmac.digest(self.key, before + text, "sha256")
 
 
-def new_trail() -> Trail:
-    """An empty log under a new key."""
-    return Trail(secrets.token_bytes(32))
+def new_audit_chain() -> AuditChain:
+    """The chain of an empty log, with a new key."""
+    return AuditChain(secrets.token_bytes(32))
 
 
 _REMEDY = (

@@ -1,51 +1,42 @@
-"""The keystore: one random data key for each namespace, in a file that only the master key opens.
+"""The keystore: one random data key for each namespace, and the end of the audit log.
 
-It is never edited in place and has no write-ahead log: each change is a complete new file with a
-file id, and so a page key, of its own, renamed over the old one. No connection is kept; what it
-says lives in memory. Under a plain profile it holds the same entries without a secret.
+Its contents are in memory. Each change is saved whole before it counts, together with its line of
+the audit log. Under a plain profile the keystore has the same contents without secrets.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import secrets
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import Enum
-from pathlib import Path
+from typing import Protocol
 
-import apsw
 import msgspec
 
-from strongroom.disk import database
-from strongroom.disk.header import (
-    RANDOM_KEY,
-    FileKey,
-    check_plain,
-    file_key,
-    new_file_id,
-    read_header,
-    same,
-)
-from strongroom.errors import StoreDamaged, StoreMissing, WrongMasterKey
-from strongroom.keys.audit import Line, Trail, new_trail
+from strongroom.errors import InvalidNamespace
+from strongroom.keys.audit import AuditChain, AuditLine, new_audit_chain
+from strongroom.keys.derive import RANDOM_KEY, FileKey, file_key, new_file_id
 from strongroom.keys.master import MasterKey
+from strongroom.threads import finish
 
 NAMESPACE = "__keystore"
 
 
-class State(Enum):
-    """Where an entry stands in its life."""
+class KeyState(Enum):
+    """How far the file of a namespace has come."""
 
     NEW = "new"
-    """Its file may be there or not, and holds nothing yet: it may be made again."""
+    """Being created: the file may not exist yet and holds no data, so creation can be repeated."""
     LIVE = "live"
     ROTATING = "rotating"
-    """Its file is under `key` or under `next_key`; the file id in its header tells which."""
+    """The file is under `key` or under `next_key`; the file id in its header says which."""
 
 
 class DataKey(msgspec.Struct, frozen=True):
-    """A data key and the one file that is under it. `secret` is empty under a plain profile."""
+    """The key of exactly one file. `secret` is empty under a plain profile."""
 
     id: str
     file_id: bytes
@@ -55,23 +46,23 @@ class DataKey(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"DataKey(id={self.id!r})"
 
-    def opens(self, namespace: str) -> FileKey | None:
-        """The key of the file that holds `namespace`; None for a plain file."""
+    def file_key(self, namespace: str) -> FileKey | None:
+        """What opens the file of `namespace`; None for a plain file."""
         if not self.secret:
             return None
         return file_key(self.secret, namespace, format=RANDOM_KEY, file_id=self.file_id)
 
 
-class Entry(msgspec.Struct):
-    """What the keystore knows of one namespace."""
+class NamespaceKeys(msgspec.Struct):
+    """The keys of one namespace."""
 
-    state: State
+    state: KeyState
     key: DataKey
     next_key: DataKey | None = None
 
     @property
     def keys(self) -> list[DataKey]:
-        """The keys under which its file may be."""
+        """The keys that the file may be under."""
         return [self.key] if self.next_key is None else [self.key, self.next_key]
 
 
@@ -84,190 +75,184 @@ class RetiredKey(msgspec.Struct, frozen=True):
 
 
 class DroppedFile(msgspec.Struct, frozen=True):
-    """A store that was dropped last: if its file is still there, the node was killed meanwhile."""
+    """A file of the store that was dropped last. If it still exists, the drop was interrupted."""
 
     namespace: str
     file_id: bytes
 
 
-class Contents(msgspec.Struct):
-    """All that the keystore holds. Every change of keys raises `generation` by one."""
+class KeystoreContents(msgspec.Struct):
+    """Everything in the keystore. Every change of keys raises `generation` by one."""
 
     generation: int = 0
-    entries: dict[str, Entry] = {}
+    entries: dict[str, NamespaceKeys] = {}
     retired: list[RetiredKey] = []
     dropped: list[DroppedFile] = []
-    trail: Trail = msgspec.field(default_factory=new_trail)
+    chain: AuditChain = msgspec.field(default_factory=new_audit_chain, name="trail")
+
+
+class KeystoreMedium(Protocol):
+    """Where a keystore is saved."""
+
+    async def save(self, contents: KeystoreContents, master: MasterKey | None) -> None:
+        """Replace what is saved by `contents`, encrypted under `master`, durably."""
 
 
 class Keystore:
-    """The keystore of one data directory. Its methods block: call them off the event loop."""
+    """The keystore of one data directory.
 
-    def __init__(self, path: Path, master: MasterKey | None, contents: Contents) -> None:
-        self.path = path
+    Each verb is durable when it returns. If it raises an error, nothing has changed. Times are
+    microseconds since 1970, UTC.
+    """
+
+    def __init__(
+        self, medium: KeystoreMedium, master: MasterKey | None, contents: KeystoreContents
+    ) -> None:
+        """Take `contents`, as saved in `medium` under `master` (None: not encrypted)."""
+        self._medium = medium
         self._master = master
         self._contents = contents
-        self._changing = threading.Lock()
+        self._changing = asyncio.Lock()
 
-    @classmethod
-    def create(cls, path: Path, master: MasterKey | None) -> Keystore:
-        """Make the keystore of a new directory; `master` None makes a plain one."""
-        keystore = cls(path, master, Contents())
-        keystore._save(Contents(generation=1), master, replace=False)
-        return keystore
-
-    @classmethod
-    def open(cls, path: Path, master: MasterKey | None) -> Keystore:
-        """Read the keystore.
-
-        Raises:
-            StoreMissing: There is no such file.
-            StoreNotEncrypted: It is plain, and a master key was given.
-            StoreDamaged: It holds bytes that were never valid.
-            FormatUnsupported: A newer Strongroom wrote it.
-            WrongMasterKey: It was made under another master key.
-        """
-        if not path.exists():
-            raise StoreMissing(f"{path} is not there.", path=path, namespace=NAMESPACE)
-        if master is None:
-            check_plain(path)
-        key = _opening_key(path, master) if master else None
-        connection = database.open_existing(path, key, read_only=True, check_log=False)
-        try:
-            content = connection.execute("SELECT content FROM keystore").get
-        except apsw.Error as error:
-            raise database.explain(error, path, NAMESPACE) from error
-        finally:
-            connection.close()
-        try:
-            return cls(path, master, msgspec.json.decode(content, type=Contents))
-        except (msgspec.DecodeError, TypeError) as error:
-            raise StoreDamaged(
-                f"{path} is damaged: {error}.", remedy="put it back from a backup", path=path
-            ) from error
+    # --- what it knows ------------------------------------------------------------------------
 
     @property
     def generation(self) -> int:
-        """How many times the keystore was changed."""
+        """How many times keys were changed."""
         return self._contents.generation
 
     @property
     def encrypted(self) -> bool:
-        """Whether the keystore and the stores that it knows are encrypted."""
+        """Whether the keystore and its stores are encrypted."""
         return self._master is not None
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the master key that it is under."""
+        """The fingerprint of the master key."""
         return self._master.fingerprint if self._master else "none"
 
     @property
-    def entries(self) -> dict[str, Entry]:
-        """What is known of each namespace. Change it only in `change`."""
+    def entries(self) -> Mapping[str, NamespaceKeys]:
+        """The keys of each namespace."""
         return self._contents.entries
 
     @property
-    def retired(self) -> list[RetiredKey]:
+    def retired(self) -> Sequence[RetiredKey]:
         """The data keys that rotations replaced."""
         return self._contents.retired
 
     @property
-    def dropped(self) -> list[DroppedFile]:
-        """The stores whose files the last drop was to delete."""
+    def dropped(self) -> Sequence[DroppedFile]:
+        """The files that the last drop had to delete."""
         return self._contents.dropped
 
     @property
-    def trail(self) -> Trail:
+    def chain(self) -> AuditChain:
         """The end of the audit log."""
-        return self._contents.trail
-
-    def new_data_key(self, now: int) -> DataKey:
-        """A new random data key for a new file; kept only once `change` puts it in an entry."""
-        secret = secrets.token_bytes(32) if self._master else b""
-        return DataKey(secrets.token_hex(4), new_file_id(), secret, now)
-
-    @contextlib.contextmanager
-    def change(self, master: MasterKey | None = None) -> Iterator[Contents]:
-        """Change the contents; they are durable when the block ends, and unchanged if it raises.
-
-        Args:
-            master: Another master key for the keystore. The data's keys, and the data, stay.
-        """
-        with self._changing:
-            contents = self._copy()
-            yield contents
-            contents.generation += 1
-            self._save(contents, master or self._master, replace=True)
-
-    def note(
-        self,
-        now: int,
-        event: str,
-        namespace: str | None = None,
-        detail: str = "",
-        *,
-        newest: Line | None = None,
-    ) -> None:
-        """Add a line to the audit log. As no key changes, the generation stays.
-
-        Args:
-            now: The time.
-            event: What happened.
-            namespace: Where.
-            detail: More about it.
-            newest: The last line that `__node_meta` holds, which the keystore should know.
-        """
-        with self._changing:
-            contents = self._copy()
-            if newest is not None:
-                contents.trail.catch_up(newest, now)
-            contents.trail.add(now, event, namespace, detail)
-            self._save(contents, self._master, replace=True)
-
-    def _copy(self) -> Contents:
-        """What is kept, to be changed: read back from its own encoding, as it comes from a file."""
-        return msgspec.json.decode(msgspec.json.encode(self._contents), type=Contents)
+        return self._contents.chain
 
     def namespace_of(self, file_id: bytes) -> str | None:
-        """The namespace whose file has or had this id; None if the keystore knows no such file."""
+        """The namespace whose file has or had this id; None if the id is unknown."""
         for namespace, entry in self._contents.entries.items():
             if any(key.file_id == file_id for key in entry.keys):
                 return namespace
         was = (old.namespace for old in self._contents.retired if old.key.file_id == file_id)
         return next(was, None)
 
-    def _save(self, contents: Contents, master: MasterKey | None, *, replace: bool) -> None:
-        encoded = msgspec.json.encode(contents)
+    # --- verbs --------------------------------------------------------------------------------
 
-        def fill(connection: apsw.Connection) -> None:
-            connection.execute("CREATE TABLE keystore (content BLOB NOT NULL)")
-            connection.execute("INSERT INTO keystore VALUES (?)", (encoded,))
+    async def add(self, namespace: str, now: int) -> None:
+        """Make a data key for a new namespace, whose file can then be created."""
+        async with self._change() as contents:
+            contents.entries[namespace] = NamespaceKeys(KeyState.NEW, self._new_data_key(now))
 
-        key = None
-        if master is not None:
-            file_id = new_file_id()
-            root = master.root(master.format, file_id)
-            assert root is not None
-            key = file_key(root, NAMESPACE, format=master.format, file_id=file_id)
-        database.create(self.path, key, fill, replace=replace, write_ahead=False)
+    async def activate(self, namespace: str) -> None:
+        """Note that the file of a new namespace is complete and durable."""
+        async with self._change() as contents:
+            contents.entries[namespace].state = KeyState.LIVE
+
+    async def drop(self, namespace: str, now: int) -> None:
+        """Destroy the keys of a namespace, those that were retired too."""
+        async with self._change() as contents:
+            entry = contents.entries.pop(namespace)
+            contents.retired = [key for key in contents.retired if key.namespace != namespace]
+            contents.dropped = [DroppedFile(namespace, key.file_id) for key in entry.keys]
+            contents.chain.add(now, "dropped", namespace)
+
+    async def change_master(self, master: MasterKey, now: int, detail: str = "") -> None:
+        """Encrypt the keystore under another master key. Data keys and data stay."""
+        async with self._change(master) as contents:
+            contents.chain.add(now, "master key changed", detail=detail)
+
+    async def begin_rotation(self, namespaces: Sequence[str] | None, now: int) -> list[str]:
+        """Make the next data keys of namespaces, and return the names of those to be copied.
+
+        Args:
+            namespaces: None for those that an interrupted rotation left, or else all.
+            now: The time.
+
+        Raises:
+            InvalidNamespace: There is no such namespace.
+        """
+        async with self._change() as contents:
+            states = {name: entry.state for name, entry in contents.entries.items()}
+            left = [name for name, state in states.items() if state is KeyState.ROTATING]
+            if namespaces is None:
+                chosen = left or [name for name, s in states.items() if s is KeyState.LIVE]
+            else:
+                chosen = list(dict.fromkeys(namespaces))
+            for name in chosen:
+                if states.get(name, KeyState.NEW) is KeyState.NEW:
+                    raise InvalidNamespace(
+                        f"There is no namespace {name!r}.", remedy="strongroom store ls"
+                    )
+            for name in set(chosen).difference(left):
+                contents.entries[name].state = KeyState.ROTATING
+                contents.entries[name].next_key = self._new_data_key(now)
+            contents.chain.add(now, "rotation began", detail=f"{len(chosen)} namespaces")
+        return sorted(chosen)
+
+    async def finish_rotation(self, namespace: str, now: int) -> None:
+        """Note that the file is under the next key, and retire the old one."""
+        async with self._change() as contents:
+            entry = contents.entries[namespace]
+            assert entry.next_key is not None
+            contents.retired.append(RetiredKey(namespace, entry.key, now))
+            contents.chain.add(now, "data key rotated", namespace, f"{entry.key.id} is retired")
+            entry.state, entry.key, entry.next_key = KeyState.LIVE, entry.next_key, None
+
+    async def note(
+        self, event: str, now: int, namespace: str | None = None, detail: str = ""
+    ) -> None:
+        """Add a line to the audit log. As no key changes, the generation stays."""
+        async with self._change(changes_keys=False) as contents:
+            contents.chain.add(now, event, namespace, detail)
+
+    async def note_opening(self, newest: AuditLine | None, now: int) -> None:
+        """Add the line of a start; `newest` is the last line in `__node_meta`."""
+        async with self._change(changes_keys=False) as contents:
+            if newest is not None:
+                contents.chain.catch_up(newest, now)
+            detail = f"by user {os.getuid()}, process {os.getpid()}"
+            contents.chain.add(now, "opened", detail=detail)
+
+    @contextlib.asynccontextmanager
+    async def _change(
+        self, master: MasterKey | None = None, *, changes_keys: bool = True
+    ) -> AsyncIterator[KeystoreContents]:
+        """Change a copy of the contents in the block; it is saved at the end, and counts then."""
+        async with self._changing:
+            contents = msgspec.json.decode(
+                msgspec.json.encode(self._contents), type=KeystoreContents
+            )
+            yield contents
+            contents.generation += changes_keys
+            await finish(self._save(contents, master or self._master))
+
+    async def _save(self, contents: KeystoreContents, master: MasterKey | None) -> None:
+        await self._medium.save(contents, master)
         self._master, self._contents = master, contents
 
-
-def _opening_key(path: Path, master: MasterKey) -> FileKey:
-    header = read_header(path)
-    root = master.root(header.format, header.file_id)
-    if root:
-        key = file_key(root, NAMESPACE, format=header.format, file_id=header.file_id)
-        if same(key.header.check, header.check):
-            return key
-    raise WrongMasterKey(
-        (
-            f"The master key does not open {path}: the data in {path.parent} was stored "
-            "under another one. Nothing was changed."
-        ),
-        remedy=(
-            "set FAME_STORAGE_MASTER_KEY (or its _FILE or _COMMAND form) to the key that "
-            "this directory was made with"
-        ),
-        path=path,
-    )
+    def _new_data_key(self, now: int) -> DataKey:
+        secret = secrets.token_bytes(32) if self._master else b""
+        return DataKey(secrets.token_hex(4), new_file_id(), secret, now)

@@ -1,9 +1,10 @@
-"""The master key: where it comes from, and the root of a keystore that it gives."""
+"""The master key: where it comes from, and the root of a keystore that follows from it."""
 
 from __future__ import annotations
 
 import base64
 import hmac
+import os
 import re
 import secrets
 import shlex
@@ -13,9 +14,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-from strongroom.disk.header import PASSPHRASE, RANDOM_KEY, salt
 from strongroom.errors import MasterKeyInvalid, MasterKeyMissing
-from strongroom.settings import StorageSettings
+from strongroom.keys.derive import PASSPHRASE, RANDOM_KEY, salt
+from strongroom.settings import SECRETS, StorageSettings
 
 MIN_PASSPHRASE = 12
 COMMAND_SECONDS = 30
@@ -30,10 +31,10 @@ class MasterKey:
     """
 
     def __init__(self, text: str) -> None:
-        """Take the key as its owner wrote it; it is never padded and never cut.
+        """Take the key as its owner wrote it. It is never padded or shortened.
 
         Raises:
-            MasterKeyInvalid: It is no 32-byte key, and too short for a passphrase.
+            MasterKeyInvalid: It is not a 32-byte key, and too short for a passphrase.
         """
         self._random = _decode(text)
         self._passphrase = unicodedata.normalize("NFC", text)
@@ -54,19 +55,19 @@ class MasterKey:
 
     @property
     def secret(self) -> bytes:
-        """What a recovery sheet holds: the random key's bytes, or the passphrase's."""
+        """The bytes of the random key or of the passphrase, as on a recovery sheet."""
         return self._random or self._passphrase.encode()
 
     @property
     def text(self) -> str:
-        """The key as FAME_STORAGE_MASTER_KEY takes it."""
+        """The key in the form of FAME_STORAGE_MASTER_KEY."""
         return encode_key(self._random) if self._random else self._passphrase
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits by which a random key is told from others, and which tell nothing of it.
+        """16 hex digits that distinguish a random key from others, and reveal nothing of it.
 
-        A passphrase has none: whoever saw it could try passphrases quickly.
+        A passphrase has no fingerprint: with one, anybody could test guesses quickly.
         """
         if self._random is None:
             return "(passphrase)"
@@ -76,8 +77,8 @@ class MasterKey:
         """The 32-byte root of the keystore whose header has this format and file id.
 
         Format 1 is HKDF-Extract (RFC 5869) of the random key, format 2 Argon2id (RFC 9106, m = 64
-        MiB, t = 3, p = 4) of the passphrase; the header's first 11 bytes are the salt. None when
-        the header asks for a random key and this is none.
+        MiB, t = 3, p = 4) of the passphrase; the header's first 11 bytes are the salt. Returns None
+        if the header needs a random key and this is a passphrase.
         """
         header_salt = salt(format, file_id)
         if format == PASSPHRASE:
@@ -94,16 +95,16 @@ def new_master_key() -> str:
 
 
 def encode_key(secret: bytes) -> str:
-    """A random key's 32 bytes as base64url, which is its usual form."""
+    """The 32 bytes of a random key as base64url, its usual form."""
     return base64.urlsafe_b64encode(secret).decode().rstrip("=")
 
 
 def read_master_key(settings: StorageSettings) -> MasterKey:
-    """The master key from whichever source the settings name.
+    """The master key from the source that the settings name.
 
     Raises:
         MasterKeyMissing: No source is named.
-        MasterKeyInvalid: Two are named, the source failed, or what it gave is no master key.
+        MasterKeyInvalid: Two sources are named, the source failed, or it gave no valid key.
     """
     sources = {
         "FAME_STORAGE_MASTER_KEY": settings.master_key,
@@ -141,23 +142,24 @@ def _from_file(path: Path) -> str:
 
 def _from_command(command: str) -> str:
     try:
-        done = subprocess.run(  # noqa: S603  # the operator's own command, and no shell runs it
+        completed = subprocess.run(  # noqa: S603  # the operator's own command, run without a shell
             shlex.split(command),
             capture_output=True,
             text=True,
             timeout=COMMAND_SECONDS,
             check=True,
+            env={name: text for name, text in os.environ.items() if name not in SECRETS},
         )
     except (OSError, ValueError) as error:
         raise MasterKeyInvalid(f"the command cannot be run: {error}") from error
     except subprocess.TimeoutExpired as error:
-        raise MasterKeyInvalid(f"the command gave no key in {COMMAND_SECONDS} s") from error
+        raise MasterKeyInvalid(f"the command printed no key within {COMMAND_SECONDS} s") from error
     except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines()
+        lines = error.stderr.strip().splitlines()
         raise MasterKeyInvalid(
-            f"the command ended with status {error.returncode}{': ' + said[-1] if said else ''}"
+            f"the command ended with status {error.returncode}{': ' + lines[-1] if lines else ''}"
         ) from error
-    return _without_final_newline(done.stdout)
+    return _without_final_newline(completed.stdout)
 
 
 def _without_final_newline(text: str) -> str:
@@ -165,7 +167,7 @@ def _without_final_newline(text: str) -> str:
 
 
 def _decode(text: str) -> bytes | None:
-    """The 32 bytes of a random key in one of its two forms; None for anything else."""
+    """The 32 bytes of a random key in one of its two forms; None for any other text."""
     if re.fullmatch(r"[0-9a-fA-F]{64}", text):
         return bytes.fromhex(text)
     if re.fullmatch(r"[A-Za-z0-9_-]{43}", text):

@@ -6,8 +6,8 @@
     4  ...
     key 6f1a...            (the fingerprint of a random key)
 
-A line holds 8 bytes of the key and the first two bytes of SHA-256 over its number and them, so that
-a slip of the pen is found in its line. No data key stands on it: those are in the keystore.
+A line has 8 bytes of the key, and the first two bytes of SHA-256 over its number and these bytes:
+a mistake is found in its line. A sheet has no data key: those are in the keystore.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import re
 
-from strongroom.disk.header import PASSPHRASE
 from strongroom.errors import MasterKeyInvalid
+from strongroom.keys.derive import PASSPHRASE
 from strongroom.keys.master import MasterKey, encode_key
 
 _TITLE = "strongroom recovery sheet, version 1"
@@ -25,7 +25,7 @@ _LINE = re.compile(r"\s*(\d+)\s+((?:[0-9a-fA-F]{2,4}\s+)+)([0-9a-fA-F]{4})\s*")
 
 
 def write_sheet(key: MasterKey) -> str:
-    """The sheet of a master key, as text to print."""
+    """The recovery sheet of a master key, as text to print."""
     kind = "passphrase" if key.format == PASSPHRASE else "random key"
     secret = key.secret
     lines = [f"{_TITLE}: {kind}, {len(secret)} bytes"]
@@ -38,14 +38,14 @@ def write_sheet(key: MasterKey) -> str:
 
 
 def read_sheet(text: str) -> str:
-    """The master key on a sheet, as FAME_STORAGE_MASTER_KEY takes it.
+    """The master key on a sheet, in the form of FAME_STORAGE_MASTER_KEY.
 
     Raises:
         MasterKeyInvalid: A line is missing or mistyped; the message says which.
     """
     title = re.search(rf"{_TITLE}: (random key|passphrase), (\d+) bytes", text)
     if title is None:
-        raise MasterKeyInvalid(f"The first line of a sheet is {_TITLE!r} and what follows it.")
+        raise MasterKeyInvalid(f"A sheet starts with {_TITLE!r}, its kind and its size.")
     kind, size = title[1], int(title[2])
     secret, number = b"", 0
     for line in text[title.end() :].splitlines():
@@ -56,7 +56,7 @@ def read_sheet(text: str) -> str:
         if int(match[1]) != number:
             raise MasterKeyInvalid(f"Line {number} of the sheet is missing.")
         if match[3].lower() != _checksum(number, part):
-            raise MasterKeyInvalid(f"Line {number} of the sheet does not fit its checksum.")
+            raise MasterKeyInvalid(f"Line {number} of the sheet does not match its checksum.")
         secret += part
     if len(secret) != size:
         raise MasterKeyInvalid(

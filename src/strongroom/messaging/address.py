@@ -1,4 +1,4 @@
-"""Names on the fabric: addresses, physical paths, and the ids that peers make up."""
+"""Addresses, physical paths and ids."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ _ADDRESS = re.compile(
 _NODE_ID = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]{1,128}")
 MAX_ADDRESS = 512
 
+REPLIES = "__rpc__"
+"""Prefix of the participant to which a node's replies go."""
+SYSTEM = "__sys__"
+"""Participant to which a node's acknowledgements go."""
+
 
 class Address(NamedTuple):
     """`participant@location`. The location is a host (logical), a path (physical), or both.
@@ -38,13 +43,13 @@ class Address(NamedTuple):
         """Read an address.
 
         Raises:
-            InvalidAddress: The text is none.
+            InvalidAddress: `text` is not an address.
         """
         return _parse(str(text))
 
     @property
     def is_pool(self) -> bool:
-        """Whether the host begins with `*`, so that several nodes may share the name."""
+        """Whether the host begins with `*.`, so that several nodes may share the address."""
         return self.host.startswith("*.")
 
     def member(self, node_id: str) -> Address:
@@ -60,7 +65,8 @@ def _parse(text: str) -> Address:
     match = _ADDRESS.fullmatch(text) if len(text) <= MAX_ADDRESS else None
     if match is None or not (match["host"] or match["path"]):
         raise InvalidAddress(
-            f"{text[:80]!r} is no address.", remedy="a name and a place, as in storage@fame.fabric"
+            f"{text[:80]!r} is not an address.",
+            remedy="a name and a place, as in storage@fame.fabric",
         )
     return Address(match["participant"], match["host"] or "", match["path"] or "")
 
@@ -75,7 +81,7 @@ def is_address(text: str) -> bool:
 
 
 def check_node_id(node_id: str) -> str:
-    """Return `node_id` if it can be a segment of a path, else raise InvalidAddress."""
+    """Return `node_id` if it can be a path segment, else raise InvalidAddress."""
     if not _NODE_ID.fullmatch(node_id):
         raise InvalidAddress(
             f"{node_id[:80]!r} cannot be a node's id.", remedy="letters, digits, '.', '_' or '-'"
@@ -88,8 +94,9 @@ def new_id() -> str:
     return os.urandom(16).translate(_BYTE_TO_DIGIT).decode()
 
 
+@lru_cache(maxsize=16)
 def source_id(path: str) -> str:
-    """The `sid` by which envelopes name their sender: a digest of its physical path."""
+    """The `sid` that names the sender of an envelope: a digest of its physical path."""
     number = int.from_bytes(hashlib.sha256(path.encode()).digest()[:16], "big")
     digits = bytearray()
     while number:

@@ -1,10 +1,10 @@
-"""The caller's half of a call: what was sent and is not yet answered."""
+"""The caller's side of a call: what was sent and has no answer yet."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Container
+from collections.abc import AsyncGenerator
 
 import msgspec
 from msgspec import Raw, Struct
@@ -19,10 +19,10 @@ from strongroom.errors import (
     StreamStalled,
 )
 from strongroom.messaging.address import new_id
-from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType
-from strongroom.messaging.flow import STALL, Taken
+from strongroom.messaging.delivery import AtMostOnce
+from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
+from strongroom.messaging.flow import STALL_SECONDS, Release
 from strongroom.messaging.rpc import (
-    STREAM_CLOSED,
     Request,
     Response,
     Target,
@@ -30,32 +30,28 @@ from strongroom.messaging.rpc import (
     nack_error,
     read_response,
 )
+from strongroom.messaging.sender import Sender
 
-TIMEOUT = 30.0
-RETRY = 0.1
-MAX_ITEMS = 1024
-
-Send = Callable[[Envelope], Awaitable[None]]
-"""Sends towards `to`, and returns when the message has left; as long as that takes."""
-Post = Callable[[Envelope], None]
-"""Sends towards `to` without waiting; what cannot be sent now is lost."""
+TIMEOUT_SECONDS = 30.0
+RETRY_SECONDS = 0.1
+MAX_UNREAD_ITEMS = 1024
 
 
 class _Stream:
-    """The items of one stream that have arrived and were not yet read."""
+    """The items of one stream that have arrived and have not been read."""
 
     def __init__(self) -> None:
-        self.items: deque[tuple[Response, Taken]] = deque()
+        self.items: deque[tuple[Response, Release]] = deque()
         self.error: FabricError | None = None
         self._arrived = asyncio.Event()
         self._read_at = asyncio.get_running_loop().time()
         self._watch: asyncio.TimerHandle | None = None
 
-    def put(self, item: Response, taken: Taken, *, shares_flow: bool) -> None:
-        self.items.append((item, taken))
+    def put(self, item: Response, release: Release, *, shares_flow: bool) -> None:
+        self.items.append((item, release))
         self._arrived.set()
         if shares_flow and self._watch is None:
-            self._watch = asyncio.get_running_loop().call_later(STALL, self._check_reader)
+            self._watch = asyncio.get_running_loop().call_later(STALL_SECONDS, self._check_reader)
 
     def fail(self, error: FabricError) -> None:
         self.error = self.error or error
@@ -68,32 +64,32 @@ class _Stream:
             self._arrived.clear()
             async with asyncio.timeout(timeout):
                 await self._arrived.wait()
-        item, taken = self.items.popleft()
+        item, release = self.items.popleft()
         self._read_at = asyncio.get_running_loop().time()
-        taken()
+        release()
         return item
 
     def close(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
         while self.items:
-            _, taken = self.items.popleft()
-            taken()
+            _, release = self.items.popleft()
+            release()
 
     def _check_reader(self) -> None:
-        # Where the sender has one flow for everything, our reader's pause stops all its others.
+        # A peer that sends everything on one flow cannot send anything while our reader pauses.
         loop = asyncio.get_running_loop()
         waited = loop.time() - self._read_at
-        if self.items and waited >= STALL:
+        if self.items and waited >= STALL_SECONDS:
             self.close()
-            self.fail(StreamStalled(f"The stream was not read for {STALL:.0f} seconds."))
+            self.fail(StreamStalled(f"The stream was not read for {STALL_SECONDS:.0f} seconds."))
         else:
-            pause = STALL - waited if self.items else STALL
+            pause = STALL_SECONDS - waited if self.items else STALL_SECONDS
             self._watch = loop.call_later(pause, self._check_reader)
 
 
 class _Waiting(Struct):
-    """A call that was sent and is not answered."""
+    """A call that was sent and has no answer yet."""
 
     request_id: str
     to: str | None
@@ -106,35 +102,30 @@ class _Waiting(Struct):
             self.answer.set_exception(error)
 
 
-class Calls:
-    """The calls that this node has made and that are not yet answered."""
+class OutgoingCalls:
+    """The calls that this node has made and that have no answer yet."""
 
-    def __init__(
-        self,
-        send: Send,
-        post: Post,
-        reply_to: Callable[[], str],
-        *,
-        may_retry: Callable[[], bool],
-        settled: Callable[[str], None],
-    ) -> None:
-        self._send = send
-        self._post = post
-        self._reply_to = reply_to
-        self._may_retry = may_retry
-        self._settled = settled
+    def __init__(self, sender: Sender, delivery: AtMostOnce) -> None:
+        self._sender = sender
+        self._delivery = delivery
         self._waiting: dict[str, _Waiting] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     async def call(
-        self, target: Target, method: str, params: bytes, timeout: float = TIMEOUT
+        self, target: Target, method: str, params: bytes, timeout: float = TIMEOUT_SECONDS
     ) -> Raw | None:
-        """Call an operation and return its result, as JSON; None for no result.
+        """Call an operation and return its result as JSON, or None if it has none.
+
+        Args:
+            target: The agent to call.
+            method: The operation's name.
+            params: The arguments, encoded as JSON.
+            timeout: Seconds to wait for the result.
 
         Raises:
-            CallError: It gave none; the leaf says why.
+            CallError: There is no result; the leaf says why.
             MessageTooLarge: The arguments do not fit into a message.
         """
         try:
@@ -143,9 +134,9 @@ class Calls:
                     try:
                         return await self._call_once(target, method, params)
                     except NoRoute:
-                        if not self._may_retry():
+                        if not self._sender.way_out.may_return():
                             raise
-                        await asyncio.sleep(RETRY)
+                        await asyncio.sleep(RETRY_SECONDS)
         except TimeoutError:
             raise _timed_out(target, method, timeout) from None
 
@@ -154,17 +145,17 @@ class Calls:
         answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         corr_id = self._expect(request, answer)
         try:
-            await self._send(request)
+            await self._delivery.send(request)
             response = await answer
         finally:
             del self._waiting[corr_id]
-            self._settled(request.id)
+            self._delivery.settle(request.id)
         return response.value()
 
     async def stream(
-        self, target: Target, method: str, params: bytes, timeout: float = TIMEOUT
+        self, target: Target, method: str, params: bytes, timeout: float = TIMEOUT_SECONDS
     ) -> AsyncGenerator[Raw, None]:
-        """Call a streaming operation and yield its items; `timeout` holds for each of them.
+        """Call a streaming operation and yield its items. `timeout` applies to each item.
 
         Raises:
             CallError: The stream ended with an error; the leaf says which.
@@ -182,7 +173,7 @@ class Calls:
         except TimeoutError:
             raise _timed_out(target, method, timeout) from None
         except CallError as error:
-            over = not isinstance(error, StreamStalled)  # then it is we who stop
+            over = not isinstance(error, StreamStalled)  # there it is we who stop
             raise
         finally:
             waiting = self._waiting.pop(corr_id)
@@ -194,17 +185,17 @@ class Calls:
         async with asyncio.timeout(timeout):
             while True:
                 try:
-                    await self._send(request)
+                    await self._sender.send(request)
                     return await stream.next(timeout)
                 except NoRoute:
-                    if not self._may_retry():
+                    if not self._sender.way_out.may_return():
                         raise
                     stream.error = None
-                    await asyncio.sleep(RETRY)
+                    await asyncio.sleep(RETRY_SECONDS)
 
     def _leave(self, waiting: _Waiting, corr_id: str) -> None:
-        closed = DeliveryAck(ok=False, code=STREAM_CLOSED, ref_id=waiting.request_id)
-        self._post(Envelope(to=waiting.to, corr_id=corr_id, frame=closed))
+        closed = DeliveryAck(ok=False, code=NackCode.STREAM_CLOSED, ref_id=waiting.request_id)
+        self._sender.send_now(Envelope(to=waiting.to, corr_id=corr_id, frame=closed))
 
     def _request(self, target: Target, method: str, params: bytes, rtype: int) -> Envelope:
         corr_id = new_id()
@@ -214,7 +205,7 @@ class Calls:
             trace_id=corr_id,
             to=target.address,
             capabilities=list(target.capabilities) or None,
-            reply_to=self._reply_to(),
+            reply_to=self._sender.reply_to,
             rtype=rtype,
             corr_id=corr_id,
             frame=Data(payload=Raw(payload)),
@@ -225,41 +216,43 @@ class Calls:
         self._waiting[request.corr_id] = _Waiting(request.id, request.to, answer)
         return request.corr_id
 
-    def on_reply(self, envelope: Envelope, payload: Raw, taken: Taken) -> None:
-        """A reply came; one that nobody waits for is dropped."""
+    def on_reply(self, envelope: Envelope, payload: Raw, release: Release) -> None:
+        """A reply arrived. One that nobody waits for is dropped."""
         waiting = self._waiting.get(envelope.corr_id or "")
         if waiting is None:
-            taken()
+            release()
             return
         try:
             response = read_response(payload)
         except (msgspec.MsgspecError, RecursionError) as error:
-            taken()
+            release()
             waiting.fail(ProtocolError(f"The answer cannot be read: {error}"))
             return
         if isinstance(waiting.answer, _Stream):
             waiting.to = envelope.reply_to or waiting.to
             shares_flow = envelope.flow_id != envelope.corr_id
-            if len(waiting.answer.items) < MAX_ITEMS:
-                waiting.answer.put(response, taken, shares_flow=shares_flow)
+            if len(waiting.answer.items) < MAX_UNREAD_ITEMS:
+                waiting.answer.put(response, release, shares_flow=shares_flow)
                 return
-            waiting.fail(StreamStalled(f"More than {MAX_ITEMS} items came and were not read."))
+            waiting.fail(
+                StreamStalled(f"More than {MAX_UNREAD_ITEMS} items arrived and were not read.")
+            )
         elif not waiting.answer.done():
             waiting.answer.set_result(response)
-        taken()
+        release()
 
     def on_nack(self, envelope: Envelope, nack: DeliveryAck) -> None:
-        """A request could not be delivered, or its answer will not come."""
+        """A request was not delivered, or its answer will not come."""
         waiting = self._waiting.get(envelope.corr_id or "")
         if waiting is not None and nack.ref_id == waiting.request_id:
             waiting.fail(nack_error(nack))
 
-    def interrupt(self, reason: str, *, spare: Container[str | None], only_streams: bool) -> None:
-        """Fail the calls under way, or only the streams, but none to addresses in `spare`."""
+    def on_link_lost(self, reason: str) -> None:
+        """Fail the calls to other nodes that do not outlive the link."""
         for waiting in self._waiting.values():
-            is_meant = isinstance(waiting.answer, _Stream) or not only_streams
-            if is_meant and waiting.to not in spare:
-                waiting.fail(CallInterrupted(f"The call was cut off and may have run: {reason}."))
+            is_kept = self._delivery.keeps_calls and not isinstance(waiting.answer, _Stream)
+            if not is_kept and waiting.to not in self._sender.bindings:
+                waiting.fail(CallInterrupted(f"The call was cut off, and may have run: {reason}."))
 
 
 def _timed_out(target: Target, method: str, timeout: float) -> CallTimeout:

@@ -1,7 +1,7 @@
-"""What travels: envelopes with one frame each, as FAME's JSON.
+"""Envelopes, each with one frame, in FAME's JSON.
 
-Only the keys that we use are declared. Others are ignored here, and kept by a sentinel, which
-forwards the bytes of a message as they came.
+Only the keys that we use are declared. The decoder ignores others, and a sentinel preserves them,
+because it forwards the bytes of a message unchanged.
 """
 
 from __future__ import annotations
@@ -15,28 +15,39 @@ from strongroom.errors import ProtocolError
 from strongroom.messaging.address import new_id
 
 MAX_MESSAGE: Final = 256 * 1024
-"""The largest message, in bytes: real peers refuse to send or receive a larger one."""
+"""Largest message in bytes. Naylence's peers refuse to send or receive a larger one."""
 
 
 class ReplyType:
     """What the sender of an envelope expects: bits of `rtype`."""
 
-    NONE = 0
     ACK = 1
     REPLY = 2
     STREAM = 4
 
 
 class FlowFlag:
-    """Hints on a flow's life: bits of `flowFlags`."""
+    """What a message means for its flow: bits of `flowFlags`."""
 
-    SYN = 1
     ACK = 2
     RESET = 4
 
 
+class NackCode:
+    """Why a message was not delivered, or why its answer will not come: `code` of a DeliveryAck."""
+
+    NO_ROUTE = "NO_ROUTE"
+    CHILD_UNREACHABLE = "CHILD_UNREACHABLE"
+    PEER_UNREACHABLE = "PEER_UNREACHABLE"
+    CONNECTOR_CLOSED = "ROUTE_CONNECTOR_CLOSED"
+    CALL_INTERRUPTED = "CALL_INTERRUPTED"
+    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+    STREAM_CLOSED = "STREAM_CLOSED"
+    STREAM_STALLED = "STREAM_STALLED"
+
+
 class _Frame(Struct, tag_field="type", rename="camel", omit_defaults=True, kw_only=True, gc=False):
-    """The base of frames; a subclass's name is its `type` on the wire."""
+    """Base of all frames. The name of a subclass is its `type` on the wire."""
 
 
 class _Ack(_Frame):
@@ -47,7 +58,7 @@ class _Ack(_Frame):
 
 
 class NodeAttach(_Frame):
-    """A child's first message on a link."""
+    """The first message of a child on a link."""
 
     system_id: str
     instance_id: str | None = None
@@ -57,17 +68,16 @@ class NodeAttach(_Frame):
 
 
 class NodeAttachAck(_Ack):
-    """The sentinel's answer: the child's path, and the epoch for which its binds are kept."""
+    """The sentinel's answer: the child's path, and the epoch during which its names are kept."""
 
     target_system_id: str | None = None
     assigned_path: str | None = None
     target_physical_path: str | None = None
     routing_epoch: str | None = None
-    expires_at: str | None = None
 
 
 class AddressBind(_Frame):
-    """Route `address` to me."""
+    """Asks the sentinel to route `address` to the sender."""
 
     address: str
 
@@ -79,7 +89,7 @@ class AddressBindAck(_Ack):
 
 
 class AddressUnbind(_Frame):
-    """No longer route `address` to me."""
+    """Asks the sentinel to stop routing `address` to the sender."""
 
     address: str
 
@@ -91,7 +101,7 @@ class AddressUnbindAck(_Ack):
 
 
 class CapabilityAdvertise(_Frame):
-    """`address` can do `capabilities`."""
+    """Says that the agent at `address` has these capabilities."""
 
     capabilities: list[str]
     address: str
@@ -105,7 +115,7 @@ class CapabilityAdvertiseAck(_Ack):
 
 
 class CapabilityWithdraw(_Frame):
-    """`address` can no longer do `capabilities`."""
+    """Says that the agent at `address` no longer has these capabilities."""
 
     capabilities: list[str]
     address: str
@@ -119,27 +129,27 @@ class CapabilityWithdrawAck(_Ack):
 
 
 class NodeHeartbeat(_Frame):
-    """I am alive."""
+    """Says that the child is alive."""
 
 
 class NodeHeartbeatAck(_Ack):
-    """So am I, and this is my epoch."""
+    """Says that the sentinel is alive, and its routing epoch."""
 
     routing_epoch: str | None = None
 
 
 class Data(_Frame):
-    """A request, a reply, or a plain message: any JSON."""
+    """A request, a reply or a plain message: any JSON."""
 
     payload: Raw = field(default_factory=lambda: Raw(b"null"))
 
 
 class DeliveryAck(_Ack):
-    """An envelope was delivered (`ok`), or was not."""
+    """Says whether an envelope was delivered."""
 
 
 class CreditUpdate(_Frame):
-    """So many more messages may be sent on the flow."""
+    """Allows the receiver to send `credits` more messages on the flow."""
 
     flow_id: str
     credits: int
@@ -173,7 +183,7 @@ ControlAck = (
 
 
 class Envelope(Struct, rename="camel", omit_defaults=True, kw_only=True, gc=False):
-    """A frame, and what is needed to bring it somewhere and its answer back."""
+    """A frame, with what is needed to route it and its answer."""
 
     id: str = field(default_factory=new_id)
     sid: str | None = None
@@ -202,14 +212,14 @@ _decoder = msgspec.json.Decoder(Envelope)
 _unknown_decoder = msgspec.json.Decoder(_Unknown)
 
 encode = _encoder.encode
-"""The bytes of an envelope."""
+"""Encode an envelope as JSON bytes."""
 
 
 def decode(data: bytes) -> Envelope | None:
-    """Read an envelope; None if its frame is of a type that we do not know, to be skipped.
+    """Read an envelope. None means that its frame has an unknown type and is to be skipped.
 
     Raises:
-        ProtocolError: The bytes are no envelope.
+        ProtocolError: The bytes are not an envelope.
     """
     try:
         if not data.isascii():

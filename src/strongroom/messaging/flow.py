@@ -1,8 +1,8 @@
-"""Flow control: a link and the credits by which its two ends keep each other's queues short.
+"""Flow control: credits by which the two ends of a link keep each other's queues short.
 
-Each end may send 32 messages on a flow before the other has taken any. Taking gives credit back:
-a consumer takes when it consumes, a relay when the next hop has room. So every queue is bounded,
-and a flow that nobody reads stops its sender without stopping the others.
+Each end may send 32 messages on a flow before the other releases any. A release gives credit back:
+a consumer releases a message when it consumes it, a relay when the next hop has room for it. So
+every queue is bounded, and a flow that nobody reads stops its sender without stopping others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sized
 from functools import partial
+from typing import Protocol
 
 from strongroom.errors import ProtocolError, StreamStalled
 from strongroom.messaging.address import new_id
@@ -21,24 +22,35 @@ from strongroom.messaging.link import Link, Loopback, check_size
 
 WINDOW = 32
 CREDIT_AFTER = 24
-"""Credit is given in portions: one message for so many taken."""
+"""Released messages for which one CreditUpdate is sent."""
 MAX_HELD = 2 * WINDOW
-"""A peer whose flow fills us with more than this ignores flow control, and loses its link."""
+"""Most messages of one flow that we hold. A peer that sends more ignores flow control."""
 MAX_FLOWS = 4096
 MAX_HELD_BYTES = 64 * 1024 * 1024
-STALL = 10.0
-SWEEP = 30.0
+STALL_SECONDS = 10.0
+SWEEP_SECONDS = 30.0
 
-log = logging.getLogger("strongroom.messaging")
+log = logging.getLogger(__name__)
 envelopes = logging.getLogger("strongroom.envelopes")
 
-Taken = Callable[[], None]
-"""Called once when a message needs no room any more."""
-Deliver = Callable[["Channel", Envelope, bytes, Taken], None]
+Release = Callable[[], None]
+"""Call exactly once when done with a message: it gives the sender its credit back."""
+
+
+class ChannelOwner(Protocol):
+    """Receives the events of a channel."""
+
+    def on_envelope(
+        self, channel: Channel, envelope: Envelope, data: bytes, release: Release
+    ) -> None:
+        """A message arrived: `envelope`, which was decoded from `data`."""
+
+    def on_channel_closed(self, channel: Channel, reason: str) -> None:
+        """The link is gone. No more events follow."""
 
 
 class _Outgoing:
-    """What we may send on a flow, and what waits for credit."""
+    """One flow of ours: its credits, and the messages that wait for credit."""
 
     __slots__ = ("credits", "ended", "touched", "waiting")
 
@@ -46,17 +58,17 @@ class _Outgoing:
         self.credits = credit
         self.ended = False
         self.touched = True
-        self.waiting: deque[tuple[bytes, Taken | None]] = deque()
+        self.waiting: deque[tuple[bytes, Release | None]] = deque()
 
 
 class _Incoming:
-    """What we hold of a flow, and what we took since credit was last given."""
+    """One flow of the peer's: the messages we hold, and those released since the last credit."""
 
-    __slots__ = ("ended", "held", "taken", "touched")
+    __slots__ = ("ended", "held", "since_credit", "touched")
 
     def __init__(self) -> None:
         self.held = 0
-        self.taken = 0
+        self.since_credit = 0
         self.touched = True
         self.ended = False
 
@@ -64,64 +76,61 @@ class _Incoming:
 class Channel:
     """A link whose messages are envelopes under flow control."""
 
-    def __init__(
-        self, link: Link | Loopback, deliver: Deliver, closed: Callable[[Channel, str], None]
-    ) -> None:
+    def __init__(self, link: Link | Loopback, owner: ChannelOwner) -> None:
         self.link = link
         self.flow_id = new_id()
-        self._deliver = deliver
-        self._closed = closed
+        self._owner = owner
         self._outgoing: dict[str, _Outgoing] = {}
         self._incoming: dict[str, _Incoming] = {}
         self._held_bytes = 0
         link.receiver = self
-
-        self._sweeper = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     # --- sending ---
 
-    def control(self, envelope: Envelope) -> None:
-        """Send at once, without credit: what keeps a link alive must not wait behind data."""
+    def send_now(self, envelope: Envelope) -> None:
+        """Send at once, without credit. What keeps a link alive must not queue after data."""
         envelope.flow_id = self.flow_id
         self._write(encode(envelope))
 
-    def post(self, flow_id: str, data: bytes, taken: Taken | None = None) -> None:
-        """Send when the flow has credit; `taken` is called when the message has left.
+    def enqueue(self, flow_id: str, data: bytes, release: Release | None = None) -> None:
+        """Send when the flow has credit, and call `release` when the message has left.
 
         Raises:
-            MessageTooLarge: It is larger than a link carries.
+            MessageTooLarge: It is larger than a link can carry.
         """
         flow = self._flow_out(flow_id)
         if self._may_send(flow):
             flow.credits -= 1
             self._write(data)
-            if taken is not None:
-                taken()
+            if release is not None:
+                release()
         else:
             check_size(data)
-            flow.waiting.append((data, taken))
+            flow.waiting.append((data, release))
 
     async def send(self, flow_id: str, data: bytes, timeout: float | None = None) -> None:
         """Send, and return when the message has left.
 
         Raises:
-            MessageTooLarge: It is larger than a link carries.
-            StreamStalled: The other end gave no credit for `timeout` seconds.
+            MessageTooLarge: It is larger than a link can carry.
+            StreamStalled: The other end gave no credit for `timeout` seconds. Without `timeout`
+                this waits for as long as it takes.
         """
         if self._may_send(self._flow_out(flow_id)):
-            self.post(flow_id, data)
+            self.enqueue(flow_id, data)
             return
         left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = (data, lambda: None if left.done() else left.set_result(None))
-        self.post(flow_id, *waiting)
+        self.enqueue(flow_id, *waiting)
         try:
-            if timeout is None:  # the caller has a deadline of its own
+            if timeout is None:  # the caller sets its own deadline
                 await left
             else:
                 async with asyncio.timeout(timeout):
                     await left
         except TimeoutError:
-            raise StreamStalled(f"The reader took nothing for {timeout} seconds.") from None
+            raise StreamStalled(f"The reader stopped reading for {timeout} seconds.") from None
         finally:
             if not left.done() or left.cancelled():
                 self._give_up(flow_id, waiting)
@@ -130,8 +139,10 @@ class Channel:
         flow = self._outgoing.get(flow_id)
         if flow is None:
             if not self._has_room(self._outgoing):
-                raise StreamStalled(f"More than {MAX_FLOWS} flows wait for {self.link.name}.")
-            # Nobody gives credit to messages without a flow.
+                raise StreamStalled(
+                    f"More than {MAX_FLOWS} flows are waiting for {self.link.name}."
+                )
+            # Nobody gives credit for messages without a flow.
             flow = _Outgoing(WINDOW if flow_id else sys.maxsize)
             self._outgoing[flow_id] = flow
         flow.touched = True
@@ -139,16 +150,16 @@ class Channel:
 
     def _may_send(self, flow: _Outgoing) -> bool:
         if self.link.closed.is_set():
-            return True  # and it goes nowhere
+            return True  # the link discards it
         return flow.credits > 0 and self.link.writable and not flow.waiting
 
-    def _give_up(self, flow_id: str, waiting: tuple[bytes, Taken]) -> None:
+    def _give_up(self, flow_id: str, waiting: tuple[bytes, Release]) -> None:
         flow = self._outgoing.get(flow_id)
         if flow is not None and waiting in flow.waiting:
             flow.waiting.remove(waiting)
 
     def end_flow(self, flow_id: str) -> None:
-        """Forget a flow on which nothing will be sent any more."""
+        """Forget a flow on which nothing more will be sent."""
         flow = self._outgoing.get(flow_id)
         if flow is not None:
             flow.ended = True
@@ -156,7 +167,7 @@ class Channel:
                 del self._outgoing[flow_id]
 
     def on_writable(self) -> None:
-        """(Receiver) Send what waited for the socket, flow by flow in turn."""
+        """(Receiver) Send what waited for the socket, one message of each flow in turn."""
         ready = deque(flow for flow in self._outgoing.values() if flow.waiting)
         while ready and self.link.writable:
             flow = ready.popleft()
@@ -166,11 +177,11 @@ class Channel:
     def _send_one(self, flow: _Outgoing) -> bool:
         if not (flow.waiting and flow.credits and self.link.writable):
             return False
-        data, taken = flow.waiting.popleft()
+        data, release = flow.waiting.popleft()
         flow.credits -= 1
         self._write(data)
-        if taken is not None:
-            taken()
+        if release is not None:
+            release()
         return True
 
     def _write(self, data: bytes) -> None:
@@ -181,34 +192,34 @@ class Channel:
     # --- receiving ---
 
     def on_message(self, data: bytes) -> None:
-        """(Receiver) Read a message, and close the link if it is none."""
+        """(Receiver) Read a message, and close the link if it is not valid."""
         if envelopes.isEnabledFor(logging.DEBUG):
             envelopes.debug("from %s: %s", self.link.name, data.decode(errors="replace"))
         try:
             envelope = decode(data)
             if envelope is None:
-                log.warning("%s sent a frame of an unknown type; it is skipped", self.link.name)
+                log.warning("%s sent a frame of an unknown type, which was skipped", self.link.name)
             elif type(envelope.frame) is CreditUpdate:
                 self._credited(envelope.frame)
             else:
-                self._deliver(self, envelope, data, self._receive(envelope, len(data)))
+                self._owner.on_envelope(self, envelope, data, self._hold(envelope, len(data)))
         except ProtocolError as error:
             log.warning("%s broke the protocol: %s", self.link.name, error)
             self.link.close(1008, str(error))
 
     def on_closed(self, reason: str) -> None:
-        """(Receiver) Let go of what waited, and tell the owner."""
+        """(Receiver) Release what waited, and pass the event on."""
         self._sweeper.cancel()
         for flow in self._outgoing.values():
             while flow.waiting:
-                _, taken = flow.waiting.popleft()
-                if taken is not None:
-                    taken()
+                _, release = flow.waiting.popleft()
+                if release is not None:
+                    release()
         self._outgoing.clear()
         self._incoming.clear()
-        self._closed(self, reason)
+        self._owner.on_channel_closed(self, reason)
 
-    def _receive(self, envelope: Envelope, size: int) -> Taken:
+    def _hold(self, envelope: Envelope, size: int) -> Release:
         flow_id = envelope.flow_id or ""
         flow = self._incoming.get(flow_id)
         if flow is None:
@@ -220,21 +231,21 @@ class Channel:
         flow.ended = ends_flow(envelope)
         self._held_bytes += size
         if flow.held > MAX_HELD or self._held_bytes > MAX_HELD_BYTES:
-            raise ProtocolError(f"flow {flow_id!r} brought more than was credited")
-        return partial(self._took, flow_id, flow, size)
+            raise ProtocolError(f"flow {flow_id!r} sent more than it had credit for")
+        return partial(self._release, flow_id, flow, size)
 
-    def _took(self, flow_id: str, flow: _Incoming, size: int) -> None:
+    def _release(self, flow_id: str, flow: _Incoming, size: int) -> None:
         flow.held -= 1
-        flow.taken += 1
+        flow.since_credit += 1
         self._held_bytes -= size
         if flow.ended and not flow.held:
             self._incoming.pop(flow_id, None)
-        elif flow.taken >= CREDIT_AFTER:
+        elif flow.since_credit >= CREDIT_AFTER:
             self._give_credit(flow_id, flow)
 
     def _give_credit(self, flow_id: str, flow: _Incoming) -> None:
-        credit = CreditUpdate(flow_id=flow_id, credits=flow.taken)
-        flow.taken = 0
+        credit = CreditUpdate(flow_id=flow_id, credits=flow.since_credit)
+        flow.since_credit = 0
         self._write(encode(Envelope(flow_id=flow_id, flow_flags=FlowFlag.ACK, frame=credit)))
 
     def _credited(self, frame: CreditUpdate) -> None:
@@ -255,11 +266,11 @@ class Channel:
 
     def _sweep(self) -> None:
         self._forget_idle()
-        self._sweeper = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     def _forget_idle(self, *, even_if_touched: bool = False) -> None:
-        # Nobody says when a flow ends. To forget one is safe: we may then send a few messages more
-        # than were credited, and what we owe is given before.
+        # Peers do not say when a flow ends. Forgetting one is safe: at worst we send a few messages
+        # more than we have credit for, and we first give the credit that we owe.
         for flow_id, outgoing in list(self._outgoing.items()):
             if not outgoing.waiting and (even_if_touched or not outgoing.touched):
                 del self._outgoing[flow_id]
@@ -267,11 +278,11 @@ class Channel:
         for flow_id, incoming in list(self._incoming.items()):
             if not incoming.held and (even_if_touched or not incoming.touched):
                 del self._incoming[flow_id]
-                if incoming.taken:
+                if incoming.since_credit:
                     self._give_credit(flow_id, incoming)
             incoming.touched = False
 
 
 def ends_flow(envelope: Envelope) -> bool:
-    """Whether this is the last message of a stream that had a flow of its own."""
+    """Whether this is the last message of a stream, which has a flow to itself."""
     return bool(envelope.flow_flags & FlowFlag.RESET) and envelope.flow_id == envelope.corr_id

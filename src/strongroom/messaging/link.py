@@ -1,7 +1,7 @@
-"""A WebSocket connection that carries whole messages: the only module that knows picows.
+"""A WebSocket connection that carries whole messages. No other module uses picows.
 
-A link never blocks its caller. `send` hands bytes to the socket, and `writable` says when to stop;
-`flow.Channel` heeds it.
+A link never blocks its caller: `send` hands bytes to the socket, and `writable` says when to stop.
+`flow.Channel` obeys it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -18,45 +17,62 @@ from picows import WSCloseCode, WSFrame, WSMsgType, WSTransport
 
 from strongroom.errors import AttachFailed, AttachRefused, ListenFailed, MessageTooLarge
 from strongroom.messaging.envelope import MAX_MESSAGE
+from strongroom.settings import ATTACH_PATH, HEALTH_PATH
 
-SILENCE = 30.0
-"""A link on which no message arrives for so many seconds is dropped, as real peers do."""
-PING = 20.0
-CLOSING = 2.0
-CONNECTING = 10.0
+SILENCE_SECONDS = 30.0
+"""Seconds without a message after which we drop a link, as Naylence's peers do."""
+PING_SECONDS = 20.0
+CLOSE_SECONDS = 2.0
+CONNECT_SECONDS = 10.0
 MAX_FRAGMENTS = 1024
-MAX_UNSENT = 16 * 1024 * 1024
+MAX_UNSENT_BYTES = 16 * 1024 * 1024
 
-HEALTH_PATH = "/fame/v1/attach/health"
-_DOWNSTREAM = "/fame/v1/attach/ws/downstream/"
+_DOWNSTREAM = f"{ATTACH_PATH}/"
+_ATTACH = ATTACH_PATH.removesuffix("downstream")
 
-# The library reports on every connection; what matters of it reaches our own log through `closed`.
-logging.getLogger("picows").setLevel(logging.CRITICAL)
+# picows reports each connection here. What matters of it reaches our own log through `on_closed`.
+_picows_log = logging.getLogger("strongroom.picows")
+_picows_log.setLevel(logging.CRITICAL)
 
 
 class Receiver(Protocol):
-    """Who takes the messages of a link."""
+    """Receives the events of a link."""
 
     def on_message(self, data: bytes) -> None:
-        """A whole message came."""
+        """A whole message arrived."""
 
     def on_writable(self) -> None:
-        """The socket takes bytes again."""
+        """The socket accepts bytes again."""
 
     def on_closed(self, reason: str) -> None:
-        """The link is gone; nothing follows."""
+        """The link is gone. No more events follow."""
+
+
+class Listener(Protocol):
+    """Receives the connections of children."""
+
+    def on_link(self, link: Link) -> None:
+        """A child has connected."""
+
+    def health(self) -> bytes:
+        """The JSON with which health checks are answered."""
 
 
 class Link(picows.WSListener):
-    """One connection, from its upgrade to its end."""
+    """One connection, from the upgrade to the end.
 
-    def __init__(self, name: str, token: str | None = None) -> None:
+    `receiver` takes its messages from the moment it is set; `flow.Channel` sets itself.
+    """
+
+    def __init__(
+        self, name: str, token: str | None = None, listener: Listener | None = None
+    ) -> None:
         self.name = name
         self.token = token
         self.writable = True
         self.closed = asyncio.Event()
         self.receiver: Receiver | None = None
-        self.on_open: Callable[[Link], None] | None = None
+        self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._transport: WSTransport | None = None
         self._fragments: list[bytes] = []
@@ -67,10 +83,10 @@ class Link(picows.WSListener):
         self._timer: asyncio.TimerHandle | None = None
 
     def send(self, data: bytes) -> None:
-        """Hand a message to the socket; on a closed link it goes nowhere.
+        """Hand a message to the socket. On a closed link it is discarded.
 
         Raises:
-            MessageTooLarge: It is larger than a link carries.
+            MessageTooLarge: It is larger than a link can carry.
         """
         check_size(data)
         if self._transport is None or self.closed.is_set():
@@ -78,8 +94,8 @@ class Link(picows.WSListener):
         if self._is_batching:
             self._batch.append(data)
             return
-        # The first message goes at once. Those that follow before the loop turns share one write:
-        # under load, the system calls would cost more than everything else.
+        # The first message leaves at once. Those sent before the loop's next turn share one write:
+        # under load, system calls would cost more than everything else.
         self._is_batching = True
         self._loop.call_soon(self._send_batch)
         self._transport.send(WSMsgType.BINARY, data)
@@ -94,7 +110,7 @@ class Link(picows.WSListener):
         else:
             frames = [_frame(data, masked=transport.is_client_side) for data in batch]
             transport.underlying_transport.write(b"".join(frames))
-        if not self.writable and self._unsent() > MAX_UNSENT:
+        if not self.writable and self._unsent() > MAX_UNSENT_BYTES:
             self.close(1008, "the peer does not read")
 
     def _unsent(self) -> int:
@@ -102,7 +118,7 @@ class Link(picows.WSListener):
         return self._transport.underlying_transport.get_write_buffer_size()
 
     def close(self, code: int = 1000, reason: str = "normal closure") -> None:
-        """End the link with a code and a reason, once what was sent has left."""
+        """Close the link with a code and a reason, after what was sent has left."""
         transport = self._transport
         if transport is None or self.closed.is_set() or transport.is_close_frame_sent:
             return
@@ -112,14 +128,14 @@ class Link(picows.WSListener):
         self._disconnect(transport)
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        """(picows) The upgrade is done."""
+        """(picows) The upgrade has finished."""
         self._transport = transport
-        self._timer = self._loop.call_later(SILENCE, self._check_silence)
-        if self.on_open is not None:
-            self.on_open(self)
+        self._timer = self._loop.call_later(SILENCE_SECONDS, self._check_silence)
+        if self._listener is not None:
+            self._listener.on_link(self)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        """(picows) A frame came: a message, a part of one, or the end."""
+        """(picows) A frame arrived: a message, a part of one, or the end."""
         kind = frame.msg_type
         if kind is WSMsgType.CLOSE:
             self._reason = self._reason or frame.get_close_reason() or "closed by the peer"
@@ -163,12 +179,12 @@ class Link(picows.WSListener):
         transport.disconnect()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(CLOSING, transport.disconnect, False)
+        self._timer = self._loop.call_later(CLOSE_SECONDS, transport.disconnect, False)
 
     def _check_silence(self) -> None:
-        left = self._heard + SILENCE - self._loop.time()
+        left = self._heard + SILENCE_SECONDS - self._loop.time()
         if left <= 0:
-            self.close(1001, f"no message for {SILENCE:.0f} seconds")
+            self.close(1001, f"no message for {SILENCE_SECONDS:.0f} seconds")
         else:
             self._timer = self._loop.call_later(left, self._check_silence)
 
@@ -194,7 +210,7 @@ class Link(picows.WSListener):
 
 
 class Loopback:
-    """A link from a node to itself, so that local messages take the same way as all others."""
+    """A link from a node to itself, so that local messages take the same path as all others."""
 
     name = "this node"
     writable = True
@@ -205,13 +221,13 @@ class Loopback:
         self._loop = asyncio.get_running_loop()
 
     def send(self, data: bytes) -> None:
-        """Deliver soon."""
+        """Deliver a message in the loop's next turn."""
         check_size(data)
         if not self.closed.is_set():
             self._loop.call_soon(self._deliver, data)
 
     def close(self, code: int = 1000, reason: str = "normal closure") -> None:
-        """End the link; what was sent and not delivered is lost."""
+        """Close the link. Messages not yet delivered are lost."""
         if not self.closed.is_set():
             self.closed.set()
             assert self.receiver is not None
@@ -223,7 +239,7 @@ class Loopback:
 
 
 def _frame(data: bytes, *, masked: bool) -> bytes:
-    """A binary message as one WebSocket frame (RFC 6455, 5.2); picows writes only one at a time."""
+    """A binary message as one WebSocket frame (RFC 6455, 5.2). picows only writes one at a time."""
     size, mask_bit = len(data), 0x80 if masked else 0
     if size < 126:  # noqa: PLR2004 - the RFC's numbers
         head = bytes((0x82, mask_bit | size))
@@ -239,20 +255,20 @@ def _frame(data: bytes, *, masked: bool) -> bytes:
 
 
 def check_size(data: bytes) -> None:
-    """Raise MessageTooLarge when a link does not carry `data`."""
+    """Raise MessageTooLarge if `data` is larger than a link can carry."""
     if len(data) > MAX_MESSAGE:
         raise MessageTooLarge(
-            f"The message has {len(data)} bytes, and a link carries {MAX_MESSAGE}.",
+            f"The message has {len(data)} bytes; a link carries at most {MAX_MESSAGE}.",
             remedy="send it in parts, or as a stream",
         )
 
 
 async def dial(url: str, token: str | None = None) -> Link:
-    """Connect to a sentinel at `url`, offering `token` if there is one.
+    """Connect to the sentinel at `url`, offering `token` if there is one.
 
     Raises:
-        AttachFailed: Nobody answers there.
-        AttachRefused: The upgrade was refused.
+        AttachFailed: Nothing answers there.
+        AttachRefused: The sentinel refused the upgrade.
     """
     headers = [("Sec-WebSocket-Protocol", f"bearer, {token}")] if token else None
     try:
@@ -260,10 +276,11 @@ async def dial(url: str, token: str | None = None) -> Link:
             lambda: Link(url),
             url,
             extra_headers=headers,
-            websocket_handshake_timeout=CONNECTING,
+            websocket_handshake_timeout=CONNECT_SECONDS,
+            logger_name=_picows_log,
             enable_auto_ping=True,
-            auto_ping_idle_timeout=PING,
-            auto_ping_reply_timeout=PING,
+            auto_ping_idle_timeout=PING_SECONDS,
+            auto_ping_reply_timeout=PING_SECONDS,
             max_frame_size=MAX_MESSAGE,
             max_redirects=0,  # a redirect would carry the token elsewhere
         )
@@ -275,33 +292,31 @@ async def dial(url: str, token: str | None = None) -> Link:
             f"No sentinel answers at {url} ({error}).",
             remedy="start it, or correct FAME_DIRECT_ADMISSION_URL",
         ) from error
-    if not isinstance(listener, Link):  # the connection was lost within the handshake
+    if not isinstance(listener, Link):  # the connection was lost during the handshake
         raise AttachFailed(f"{url} closed the connection at once.", remedy="again, when it is up")
     return listener
 
 
-async def listen(
-    host: str, port: int, accept: Callable[[Link], None], health: Callable[[], bytes]
-) -> asyncio.Server:
-    """Take connections of children, each given to `accept`, and answer `health` to GET requests.
+async def listen(host: str, port: int, listener: Listener) -> asyncio.Server:
+    """Accept the connections of children, and answer health checks.
 
     Raises:
-        ListenFailed: The port is taken, or the host is not ours.
+        ListenFailed: The port is taken, or the host is not one of this machine.
     """
 
     def upgrade(request: picows.WSUpgradeRequest) -> Any:
         path = request.path.decode("ascii", "replace").partition("?")[0]
         if path == HEALTH_PATH:
-            return _answer(HTTPStatus.OK, health())
+            return _answer(HTTPStatus.OK, listener.health())
         child = path.removeprefix(_DOWNSTREAM)
         if child == path or not child or "/" in child:
-            is_attach = path.startswith("/fame/v1/attach/ws/")
+            is_attach = path.startswith(_ATTACH)
             status = HTTPStatus.FORBIDDEN if is_attach else HTTPStatus.NOT_FOUND
             return _answer(status, b'{"detail":"' + status.phrase.encode() + b'"}')
         protocols = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
         offered = [name.strip() for name in protocols]
-        link = Link(child, offered[1] if offered[0] == "bearer" and len(offered) > 1 else None)
-        link.on_open = accept
+        token = offered[1] if offered[0] == "bearer" and len(offered) > 1 else None
+        link = Link(child, token, listener)
         chosen = {"Sec-WebSocket-Protocol": "bearer"} if offered[0] == "bearer" else None
         response = picows.WSUpgradeResponse.create_101_response(chosen)
         return picows.WSUpgradeResponseWithListener(response, link)
@@ -311,10 +326,11 @@ async def listen(
             upgrade,
             host,
             port,
-            websocket_handshake_timeout=CONNECTING,
+            websocket_handshake_timeout=CONNECT_SECONDS,
+            logger_name=_picows_log,
             enable_auto_ping=True,
-            auto_ping_idle_timeout=PING,
-            auto_ping_reply_timeout=PING,
+            auto_ping_idle_timeout=PING_SECONDS,
+            auto_ping_reply_timeout=PING_SECONDS,
             max_frame_size=MAX_MESSAGE,
         )
     except OSError as error:

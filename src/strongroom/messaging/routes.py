@@ -1,4 +1,4 @@
-"""Where a sentinel sends a message: pure decisions, without links and without time."""
+"""Where a sentinel sends a message. Pure decisions: no links, no clock."""
 
 from __future__ import annotations
 
@@ -7,44 +7,43 @@ from collections.abc import Iterable, Sequence
 
 from strongroom.errors import NoRoute
 from strongroom.messaging.address import Address
-
-CHILD_UNREACHABLE = "CHILD_UNREACHABLE"
-NO_ROUTE = "NO_ROUTE"
+from strongroom.messaging.envelope import NackCode
 
 
-class Child:
-    """What a sentinel knows of one child: its names, and what each of them can do."""
+class ChildNames:
+    """The names of one child: each of its addresses, with what the agent there can do."""
 
     def __init__(self, system_id: str) -> None:
         self.system_id = system_id
         self.addresses: dict[str, list[str]] = {}
-        self.attached = False
+        self.is_attached = False
 
 
 class Routes:
-    """The names under one sentinel.
+    """The names of all children of one sentinel.
 
     >>> routes = Routes("/hub")
     >>> routes.bind("agent-1", "storage@fame.fabric")
+    >>> routes.child("agent-1").is_attached = True
     >>> routes.find("storage@fame.fabric", None, "message-1")
     'agent-1'
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.children: dict[str, Child] = {}
+        self.children: dict[str, ChildNames] = {}
         self._owners: dict[str, str] = {}
         self._pools: dict[str, dict[str, None]] = {}
 
-    def child(self, system_id: str) -> Child:
-        """The child of that id, made at its first sight."""
-        return self.children.setdefault(system_id, Child(system_id))
+    def child(self, system_id: str) -> ChildNames:
+        """The names of a child; none for a new one."""
+        return self.children.setdefault(system_id, ChildNames(system_id))
 
     def bind(self, system_id: str, address: str) -> None:
-        """Route `address` to a child; a later bind of another child wins.
+        """Route `address` to a child. If another child binds it later, that one wins.
 
         Raises:
-            InvalidAddress: It is no address.
+            InvalidAddress: It is not an address.
         """
         parsed = Address.parse(address)
         self.child(system_id).addresses.setdefault(address, [])
@@ -54,7 +53,7 @@ class Routes:
             self._owners[address] = system_id
 
     def unbind(self, system_id: str, address: str) -> None:
-        """No longer route `address` to a child; one that was never bound is no error."""
+        """Stop routing `address` to a child. It need not have been bound."""
         self.child(system_id).addresses.pop(address, None)
         if self._owners.get(address) == system_id:
             del self._owners[address]
@@ -64,19 +63,19 @@ class Routes:
             self._pools.pop(address, None)
 
     def advertise(self, system_id: str, address: str, capabilities: Sequence[str]) -> None:
-        """`address`, on that child, can do `capabilities`."""
+        """Add to what the agent at `address` on a child can do."""
         known = self.child(system_id).addresses.setdefault(address, [])
         known.extend(name for name in capabilities if name not in known)
 
     def withdraw(self, system_id: str, address: str, capabilities: Sequence[str]) -> None:
-        """`address`, on that child, can no longer do `capabilities`."""
+        """Remove from what the agent at `address` on a child can do."""
         known = self.child(system_id).addresses.get(address, [])
         known[:] = [name for name in known if name not in capabilities]
 
     def left(self, system_id: str) -> None:
-        """A child's link is gone. It keeps its names; without any there is nothing to keep."""
+        """A child's link is gone. Its names stay known; a child without names is forgotten."""
         child = self.child(system_id)
-        child.attached = False
+        child.is_attached = False
         if not child.addresses:
             del self.children[system_id]
 
@@ -84,18 +83,20 @@ class Routes:
         """The id of the child to which a message goes.
 
         Raises:
-            NoRoute: There is none, or it is away; `code` says which.
-            InvalidAddress: `to` is no address.
+            NoRoute: There is none, or its link is down; `code` says which.
+            InvalidAddress: `to` is not an address.
         """
         system_id = (
             self._by_address(to, message_id)
             if to
-            else self._by_skill(capabilities or (), message_id)
+            else self._by_capabilities(capabilities or (), message_id)
         )
         if system_id is None or system_id not in self.children:
-            raise NoRoute(f"Unroutable to {to}", code=NO_ROUTE)
-        if not self.children[system_id].attached:
-            raise NoRoute(f"The node of {to or capabilities} is away", code=CHILD_UNREACHABLE)
+            raise NoRoute(f"Unroutable to {to}", code=NackCode.NO_ROUTE)
+        if not self.children[system_id].is_attached:
+            raise NoRoute(
+                f"The node of {to or capabilities} is away", code=NackCode.CHILD_UNREACHABLE
+            )
         return system_id
 
     def _by_address(self, to: str, message_id: str) -> str | None:
@@ -116,27 +117,27 @@ class Routes:
                 members.update(ids)
         return self._pick(members, message_id)
 
-    def _by_skill(self, capabilities: Sequence[str], message_id: str) -> str | None:
+    def _by_capabilities(self, capabilities: Sequence[str], message_id: str) -> str | None:
         wanted = set(capabilities)
         able = (
             child.system_id
             for child in self.children.values()
-            if any(wanted <= set(skills) for skills in child.addresses.values())
+            if any(wanted <= set(known) for known in child.addresses.values())
         )
         return self._pick(able, message_id) if wanted else None
 
     def _pick(self, members: Iterable[str], message_id: str) -> str | None:
-        # Those that are here come first, then the highest digest, as real sentinels choose.
+        # Attached children come first, then the highest digest, as Naylence's sentinels choose.
         def rank(system_id: str) -> tuple[bool, bytes]:
             known = self.children.get(system_id)
             digest = hashlib.sha256(f"{system_id}:{message_id}".encode()).digest()
-            return known is not None and known.attached, digest
+            return known is not None and known.is_attached, digest
 
         return max(members, key=rank, default=None)
 
 
 def in_pool(address: Address, pool: Address) -> bool:
-    """Whether `address` names a member of `pool` (`*.fame.fabric` holds `fame.fabric` too)."""
+    """Whether `address` is in `pool`. `*.fame.fabric` contains `fame.fabric` too."""
     if not pool.is_pool or address.participant != pool.participant:
         return False
     suffix = pool.host[2:]

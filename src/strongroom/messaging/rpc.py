@@ -1,4 +1,4 @@
-"""JSON-RPC over Data frames: the shapes of calls and answers, and what each failure is called."""
+"""JSON-RPC over Data frames: requests, responses, and how errors travel."""
 
 from __future__ import annotations
 
@@ -19,29 +19,25 @@ from strongroom.errors import (
     StreamStalled,
     UnknownOperation,
 )
-from strongroom.messaging.envelope import DeliveryAck
+from strongroom.messaging.envelope import DeliveryAck, NackCode
 
 NULL = b"null"
-STREAM_CLOSED = "STREAM_CLOSED"
-STREAM_STALLED = "STREAM_STALLED"
-AWAY = {"CHILD_UNREACHABLE", "PEER_UNREACHABLE", "ROUTE_CONNECTOR_CLOSED", "CALL_INTERRUPTED"}
-"""Codes of nacks for a receiver that exists and is not there now."""
-CALL_INTERRUPTED = "CALL_INTERRUPTED"
 
+_OPERATION_FAILED = -32603
 _ERROR_CODES: dict[type[CallError], int] = {
-    OperationFailed: -32603,
+    OperationFailed: _OPERATION_FAILED,
     InvalidArguments: -32602,
     UnknownOperation: -32601,
 }
 _CODE_ERRORS = {code: kind for kind, code in _ERROR_CODES.items()}
-_NACKS: dict[str | None, type[FabricError]] = {
-    "NO_ROUTE": NoRoute,
-    "CHILD_UNREACHABLE": NoRoute,
-    "PEER_UNREACHABLE": NoRoute,
-    "ROUTE_CONNECTOR_CLOSED": CallInterrupted,  # the request was sent into a closing socket
-    CALL_INTERRUPTED: CallInterrupted,
-    STREAM_STALLED: StreamStalled,
-    "MESSAGE_TOO_LARGE": MessageTooLarge,
+_NACK_ERRORS: dict[str | None, type[FabricError]] = {
+    NackCode.NO_ROUTE: NoRoute,
+    NackCode.CHILD_UNREACHABLE: NoRoute,
+    NackCode.PEER_UNREACHABLE: NoRoute,
+    NackCode.CONNECTOR_CLOSED: CallInterrupted,  # the request was sent into a closing socket
+    NackCode.CALL_INTERRUPTED: CallInterrupted,
+    NackCode.STREAM_STALLED: StreamStalled,
+    NackCode.MESSAGE_TOO_LARGE: MessageTooLarge,
 }
 
 
@@ -54,7 +50,7 @@ class Request(Struct, tag_field="jsonrpc", tag="2.0", gc=False):
 
 
 class ErrorDetail(Struct, omit_defaults=True, gc=False):
-    """Why a call gave no result."""
+    """Why a call has no result."""
 
     code: int = 0
     message: str = ""
@@ -62,14 +58,14 @@ class ErrorDetail(Struct, omit_defaults=True, gc=False):
 
 
 class Response(Struct, tag_field="jsonrpc", tag="2.0", omit_defaults=True, gc=False):
-    """A result, one item of a stream, an error, or, when it holds nothing, None and the end."""
+    """A result, an item of a stream, or an error. With none of them: None, or the stream's end."""
 
     id: str | int | None = None
     result: Raw | UnsetType = UNSET
     error: ErrorDetail | None = None
 
     def value(self) -> Raw | None:
-        """The result as JSON; None for none.
+        """The result as JSON, or None if there is none.
 
         Raises:
             CallError: The operation failed; the leaf says how.
@@ -86,28 +82,28 @@ read_response = msgspec.json.Decoder(Response).decode
 
 
 class Target(Struct, frozen=True):
-    """Who is called: an address, or whoever has all of `capabilities`."""
+    """The receiver of a call: an address, or any agent that has all of `capabilities`."""
 
     address: str | None = None
     capabilities: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return self.address or f"Anyone who can {', '.join(self.capabilities)}"
+        return self.address or f"Any agent with {', '.join(self.capabilities)}"
 
 
 class Handler(Protocol):
-    """What answers at an address. Values are JSON, encoded."""
+    """What answers at an address. Values are encoded JSON."""
 
     @property
     def capabilities(self) -> Sequence[str]:
-        """What it can do, by which callers may find it."""
+        """What it can do. Callers may find it by these instead of by its address."""
 
     def invoke(self, method: str, params: Raw) -> Awaitable[bytes] | AsyncGenerator[bytes, None]:
-        """Begin an operation: one value to await, or several to iterate.
+        """Begin an operation: returns one value to await, or several to iterate.
 
         Raises:
-            UnknownOperation: It has no such operation.
-            InvalidArguments: `params` do not fit.
+            UnknownOperation: There is no such operation.
+            InvalidArguments: `params` do not fit the operation.
         """
 
     async def receive(self, payload: Raw) -> None:
@@ -115,17 +111,17 @@ class Handler(Protocol):
 
 
 def describe(error: Exception) -> ErrorDetail:
-    """What the caller is told of an operation that raised: its type and message, no traceback."""
-    return ErrorDetail(-32603, str(error), {"type": type(error).__name__})
+    """What the caller learns of an operation that raised: type and message, no traceback."""
+    return ErrorDetail(_OPERATION_FAILED, str(error), {"type": type(error).__name__})
 
 
 def describe_refusal(error: CallError) -> ErrorDetail:
-    """What the caller is told of an operation that was not begun."""
-    return ErrorDetail(_ERROR_CODES.get(type(error), -32603), str(error), error.data)
+    """What the caller learns of an operation that was not begun."""
+    return ErrorDetail(_ERROR_CODES.get(type(error), _OPERATION_FAILED), str(error), error.data)
 
 
 def nack_error(nack: DeliveryAck) -> FabricError:
-    """The error of a message that was not delivered, or whose answer will not come."""
+    """The error for a message that was not delivered, or whose answer will not come."""
     reason = nack.reason or f"The message was not delivered ({nack.code})."
-    kind = _NACKS.get(nack.code, CallError)
+    kind = _NACK_ERRORS.get(nack.code, CallError)
     return kind(reason, code=nack.code) if issubclass(kind, CallError) else kind(reason)

@@ -1,4 +1,4 @@
-"""The called half of a call: the requests that run on a node."""
+"""The called side of a call: the requests that run on a node."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import msgspec
 from msgspec import UNSET, Raw
 
 from strongroom.errors import CallError, FabricError, MessageTooLarge, StreamStalled
 from strongroom.messaging.address import new_id
-from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, FlowFlag, ReplyType
-from strongroom.messaging.flow import STALL, Taken
+from strongroom.messaging.delivery import AtMostOnce
+from strongroom.messaging.envelope import (
+    Data,
+    DeliveryAck,
+    Envelope,
+    FlowFlag,
+    NackCode,
+    ReplyType,
+)
+from strongroom.messaging.flow import STALL_SECONDS, Release
 from strongroom.messaging.rpc import (
     NULL,
-    STREAM_STALLED,
     ErrorDetail,
     Handler,
     Request,
@@ -28,62 +36,54 @@ from strongroom.messaging.rpc import (
     encode,
     read_request,
 )
+from strongroom.messaging.sender import Sender
 
 MAX_RUNNING = 1024
-PATIENCE = 300.0
-"""For so many seconds a stream waits for a reader who takes nothing."""
+UNREAD_STREAM_SECONDS = 300.0
+"""Seconds for which a stream waits for a reader who has stopped reading."""
 
-Send = Callable[[Envelope, float], Awaitable[None]]
-"""Sends towards `to`, and returns when the message has left; StreamStalled after some seconds."""
-
-Answered = Callable[[Envelope, Envelope | None], Awaitable[None]]
-"""Called with a request and its answer before that is sent; None for a plain message."""
-
-log = logging.getLogger("strongroom.messaging")
+log = logging.getLogger(__name__)
 
 
-class Served:
+class IncomingCalls:
     """The requests that run on this node."""
 
-    def __init__(
-        self, send: Send, sys_address: Callable[[], str], answered: Answered | None = None
-    ) -> None:
-        self._send = send
-        self._answered = answered
-        self._sys_address = sys_address
+    def __init__(self, sender: Sender, delivery: AtMostOnce) -> None:
+        self._sender = sender
+        self._delivery = delivery
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._queue: deque[tuple[Handler, Envelope, Data, Taken]] = deque()
+        self._queue: deque[tuple[Handler, Envelope, Data, Release]] = deque()
         self._context = contextvars.copy_context()
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, handler: Handler, envelope: Envelope, data: Data, taken: Taken) -> None:
-        """Run a request or take a plain message; when too many run, let it wait its turn."""
+    def start(self, handler: Handler, envelope: Envelope, data: Data, release: Release) -> None:
+        """Run a request, or take a plain message. When too many are running, it waits."""
         if len(self._running) >= MAX_RUNNING:
-            self._queue.append((handler, envelope, data, taken))
+            self._queue.append((handler, envelope, data, release))
             return
-        taken()
+        release()
         key = new_id() if envelope.corr_id in self._running else envelope.corr_id or new_id()
         task = asyncio.get_running_loop().create_task(
             self._run(handler, envelope, data), context=self._context.copy()
         )
         self._running[key] = task
-        task.add_done_callback(lambda _: self._done(key))
+        task.add_done_callback(partial(self._on_done, key))
 
-    def _done(self, key: str) -> None:
+    def _on_done(self, key: str, _task: asyncio.Task[None]) -> None:
         del self._running[key]
         if self._queue:
             self.start(*self._queue.popleft())
 
     def cancel(self, corr_id: str | None) -> None:
-        """The caller is gone: stop what runs for it."""
+        """The caller is gone: stop what is running for it."""
         task = self._running.get(corr_id or "")
         if task is not None:
             task.cancel()
 
     async def stop(self) -> None:
-        """Cancel everything and wait for its end."""
+        """Cancel everything, and wait until all of it has ended."""
         self._queue.clear()
         tasks = list(self._running.values())
         for task in tasks:
@@ -95,15 +95,14 @@ class Served:
             request = read_request(data.payload)
         except msgspec.MsgspecError:
             await self._receive(handler, data)
-            if self._answered is not None:
-                await self._answered(envelope, None)
+            await self._delivery.record_answer(envelope, None)
             return
         try:
             await self._answer(handler, envelope, request)
         except StreamStalled as error:
-            await self._nack(envelope, STREAM_STALLED, error)
+            await self._nack(envelope, NackCode.STREAM_STALLED, error)
         except MessageTooLarge as error:
-            await self._nack(envelope, "MESSAGE_TOO_LARGE", error)
+            await self._nack(envelope, NackCode.MESSAGE_TOO_LARGE, error)
         except FabricError as error:
             log.warning("The answer to %s() was not sent: %s", request.method, error)
 
@@ -151,7 +150,7 @@ class Served:
                     item, error = None, describe(raised)
                 if item == NULL:
                     error = ErrorDetail(
-                        -32603, "The stream yielded None, which FAME takes for its end"
+                        -32603, "The stream yielded None, which marks the end of a stream in FAME"
                     )
                 is_last = item is None or error is not None or not all_of_them
                 await self._reply(envelope, request, item, error=error, is_last=is_last)
@@ -179,14 +178,14 @@ class Served:
             frame=Data(payload=Raw(encode(response))),
         )
         if envelope.rtype & ReplyType.STREAM:
-            # A flow of its own, so that a reader who pauses delays no one else; and an address, so
-            # that whoever cannot deliver an item tells us.
+            # A flow to itself, so that a reader who pauses holds up no other; and an address, so
+            # that a node that cannot deliver an item can tell us.
             reply.flow_id = corr_id
             reply.flow_flags = FlowFlag.RESET if is_last else 0
-            reply.reply_to = self._sys_address()
-        elif self._answered is not None:
-            await self._answered(envelope, reply)
-        await self._send(reply, PATIENCE if reply.flow_id else STALL)
+            reply.reply_to = self._sender.sys_address
+        else:
+            await self._delivery.record_answer(envelope, reply)
+        await self._sender.send(reply, UNREAD_STREAM_SECONDS if reply.flow_id else STALL_SECONDS)
 
     async def _nack(self, envelope: Envelope, code: str, error: FabricError) -> None:
         if envelope.reply_to is None:
@@ -194,6 +193,6 @@ class Served:
         nack = DeliveryAck(ok=False, code=code, reason=str(error), ref_id=envelope.id)
         reply = Envelope(to=envelope.reply_to, corr_id=envelope.corr_id, frame=nack)
         try:
-            await self._send(reply, STALL)
+            await self._sender.send(reply, STALL_SECONDS)
         except FabricError as failure:
-            log.warning("%s could not be told that %s", envelope.reply_to, failure)
+            log.warning("could not tell %s: %s", envelope.reply_to, failure)

@@ -1,51 +1,46 @@
-"""The moment between a node's return and the return of its names.
+"""Messages for addresses that a node had before a restart and has not bound again yet.
 
-A sentinel that never went away still routes a restarted node's names to it, before what answers
-there has started. Those messages wait here, as they would for a busy node, and are not refused.
+A sentinel that stayed up still routes those addresses to the node before their agents have started
+again. The messages wait here instead of being refused.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from strongroom.messaging.envelope import Data, Envelope
-from strongroom.messaging.flow import Taken
+from strongroom.messaging.flow import Release
 
-WAIT = 10.0
+HOLD_SECONDS = 10.0
+"""Seconds after the start for which messages are held."""
 MAX_HELD = 1024
 
-Deliver = Callable[[Envelope, Data, Taken], None]
+Message = tuple[Envelope, Data, Release]
 
 
-class Returning:
-    """Messages for names that the node had when it last ran, and has not bound again yet."""
+class HeldMessages:
+    """The messages that wait for an address to be bound again."""
 
-    def __init__(self, addresses: Iterable[str], deliver: Deliver) -> None:
+    def __init__(self, addresses: Iterable[str]) -> None:
         self._addresses = set(addresses)
-        self._deliver = deliver
-        self._held: list[tuple[Envelope, Data, Taken]] = []
-        self._timer = asyncio.get_running_loop().call_later(WAIT, self.give_up)
+        self._held: list[Message] = []
 
-    def hold(self, envelope: Envelope, data: Data, taken: Taken) -> bool:
-        """Keep a message for later; False when it is for no such name."""
-        if envelope.to not in self._addresses or len(self._held) >= MAX_HELD:
+    def hold(self, message: Message) -> bool:
+        """Keep a message until its address is bound; False if nothing will be bound there."""
+        if message[0].to not in self._addresses or len(self._held) >= MAX_HELD:
             return False
-        self._held.append((envelope, data, taken))
+        self._held.append(message)
         return True
 
-    def bound(self, address: str) -> None:
-        """The name is back: deliver what waited for it."""
+    def pop(self, address: str) -> list[Message]:
+        """The messages for an address that is bound now."""
         self._addresses.discard(address)
         ready = [message for message in self._held if message[0].to == address]
         self._held = [message for message in self._held if message[0].to != address]
-        for message in ready:
-            self._deliver(*message)
+        return ready
 
-    def give_up(self) -> None:
-        """The other names do not come back: let what waits for them be refused."""
-        self._timer.cancel()
+    def pop_all(self) -> list[Message]:
+        """All messages; from now on none is held."""
         self._addresses.clear()
         held, self._held = self._held, []
-        for message in held:
-            self._deliver(*message)
+        return held

@@ -1,26 +1,25 @@
-"""What a node remembers of itself, so that it comes back as the one that left."""
+"""What a node stores about itself, so that it comes back as the same node after a restart."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
-from strongroom import __version__
 from strongroom.messaging.address import check_node_id, new_id
-from strongroom.messaging.routes import Child
+from strongroom.storage.provider import NODE_META
+from strongroom.version import __version__
 
 if TYPE_CHECKING:
     from strongroom.storage.provider import StorageProvider
     from strongroom.storage.typed import KeyValueStore
 
 FORMAT_VERSION = 1
-ROUTE_LIFETIME = timedelta(days=7)
 
 
 class NodeMeta(BaseModel):
-    """Who the node is."""
+    """The node's id and history."""
 
     node_id: str
     created: datetime
@@ -37,38 +36,21 @@ class Binding(BaseModel):
     bound: datetime
 
 
-class Route(BaseModel):
-    """What a sentinel knows of a child."""
-
-    system_id: str
-    path: str
-    addresses: dict[str, list[str]]
-    expires: datetime
-
-
-class Housekeeping:
-    """The stores in which a node keeps its identity, its bindings and, a sentinel, its routes."""
+class NodeStores:
+    """The stores in which a node keeps its identity and its bindings."""
 
     def __init__(
-        self,
-        meta: KeyValueStore[NodeMeta],
-        bindings: KeyValueStore[Binding],
-        routes: KeyValueStore[Route] | None,
-        node: NodeMeta,
+        self, meta: KeyValueStore[NodeMeta], bindings: KeyValueStore[Binding], node: NodeMeta
     ) -> None:
         self._meta = meta
         self._bindings = bindings
-        self._routes = routes
         self.node = node
 
     @classmethod
-    async def open(
-        cls, provider: StorageProvider, node_id: str | None, *, with_routes: bool = False
-    ) -> Housekeeping:
-        """Open the stores, and settle the node's id: the one given, else the stored, else a new."""
-        meta = await provider.get_kv_store(NodeMeta, namespace="__node_meta")
-        bindings = await provider.get_kv_store(Binding, namespace="__binding_store")
-        routes = await provider.get_kv_store(Route, "__route_store") if with_routes else None
+    async def open(cls, provider: StorageProvider, node_id: str | None) -> NodeStores:
+        """Open the stores. The node's id is the one given, else the stored one, else a new one."""
+        meta = await provider.own_store(NodeMeta, NODE_META)
+        bindings = await provider.own_store(Binding, "__binding_store")
         known = await meta.get("node")
         node = NodeMeta(
             node_id=check_node_id(node_id or (known.node_id if known else new_id())),
@@ -78,10 +60,10 @@ class Housekeeping:
         )
         if node != known:
             await meta.set("node", node)
-        return cls(meta, bindings, routes, node)
+        return cls(meta, bindings, node)
 
-    async def stopped(self) -> None:
-        """Remember that the node stopped as it should."""
+    async def record_clean_stop(self) -> None:
+        """Store the time at which the node stopped."""
         self.node.last_clean_stop = datetime.now(UTC)
         await self._meta.set("node", self.node)
 
@@ -89,34 +71,13 @@ class Housekeeping:
         """The addresses that were bound when the node last ran."""
         return await self._bindings.list()
 
-    async def bound(self, address: str, capabilities: list[str]) -> None:
-        """Remember an address, unless it is known as it is."""
+    async def add_binding(self, address: str, capabilities: list[str]) -> None:
+        """Store an address, unless it is stored as it is now."""
         known = await self._bindings.get(address)
         if known is None or known.capabilities != capabilities:
             binding = Binding(address=address, capabilities=capabilities, bound=datetime.now(UTC))
             await self._bindings.set(address, binding)
 
-    async def unbound(self, address: str) -> None:
-        """Forget an address."""
+    async def remove_binding(self, address: str) -> None:
+        """Remove an address from the store."""
         await self._bindings.delete(address)
-
-    async def routes(self) -> list[Route]:
-        """The children that the sentinel had, without those that stayed away too long."""
-        assert self._routes is not None
-        known = await self._routes.list()
-        for system_id, route in list(known.items()):
-            if route.expires < datetime.now(UTC):
-                await self._routes.delete(system_id)
-                del known[system_id]
-        return list(known.values())
-
-    async def remember_child(self, child: Child, path: str) -> None:
-        """Keep what is known of a child now."""
-        assert self._routes is not None
-        route = Route(
-            system_id=child.system_id,
-            path=path,
-            addresses=child.addresses,
-            expires=datetime.now(UTC) + ROUTE_LIFETIME,
-        )
-        await self._routes.set(child.system_id, route)

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def run_until_stopped(
-    running: Callable[[], AbstractAsyncContextManager[Any]], log_level: str | int | None = None
+    running: AbstractAsyncContextManager[Any], log_level: str | int | None = None
 ) -> None:
     """Enter `running`, say that it is ready, and leave it at SIGTERM or SIGINT.
 
@@ -40,7 +40,7 @@ async def run_until_stopped(
     assert task is not None
     with _errors_as_exit_status(), _cancelled_by_signals(task):
         set_up_log(log_level)
-        async with running():
+        async with running:
             notify("READY=1")
             try:
                 await asyncio.get_running_loop().create_future()

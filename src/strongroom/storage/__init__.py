@@ -1,4 +1,4 @@
-"""How data is kept; the names here are those that an author of a provider needs."""
+"""Storage: the typed store for users, and what the author of a provider needs."""
 
 from strongroom.storage.encoding import Upgrade
 from strongroom.storage.memory import MemoryProvider

@@ -1,4 +1,4 @@
-"""A bounded cache of the records that a store was asked for last."""
+"""A cache of the records that were read most recently, limited in bytes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import OrderedDict
 
 from strongroom.storage.records import Record, Write
 
-RECORD_OVERHEAD = 200  # bytes that a record takes beside its value
+RECORD_OVERHEAD = 200  # bytes that a record needs besides its value
 
 
 class RecordCache(OrderedDict[str, Record]):
-    """The records used last, as they are encoded, so that nobody can change what is stored.
+    """The most recently used records by key. They are encoded, so no caller can change them.
 
-    Look into it as into any dictionary, and `move_to_end` what was used; change it by its own
-    methods, which keep count of the bytes.
+    Read it like a dict and call `move_to_end` after a hit. Change it only through `put`, `commit`,
+    `drop` and `clear`, which count bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -22,7 +22,7 @@ class RecordCache(OrderedDict[str, Record]):
         self._size = 0
 
     def put(self, record: Record) -> None:
-        """Take a record that was read, or that a commit has changed."""
+        """Add or replace a record. Drops the least recently used ones to stay within the limit."""
         self.drop(record.key)
         self[record.key] = record
         self._size += len(record.value) + RECORD_OVERHEAD
@@ -30,10 +30,10 @@ class RecordCache(OrderedDict[str, Record]):
             self.drop(next(iter(self)))
 
     def commit(self, write: Write, revision: int, now: int) -> None:
-        """Change a record that is here to what a commit has made of it."""
+        """Apply a committed write to a record that is in the cache."""
         old = self[write.key]
         if old.revision >= revision > 0:
-            return  # it was read after the commit
+            return  # the record was read after this commit
         if write.value is None:
             self.drop(write.key)
         else:
@@ -42,12 +42,12 @@ class RecordCache(OrderedDict[str, Record]):
             self.put(Record(write.key, write.value, revision, created, now, write.expires))
 
     def drop(self, key: str) -> None:
-        """Forget a record."""
+        """Remove a record, if it is here."""
         old = self.pop(key, None)
         if old is not None:
             self._size -= len(old.value) + RECORD_OVERHEAD
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all records."""
         super().clear()
         self._size = 0

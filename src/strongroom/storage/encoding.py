@@ -1,10 +1,10 @@
-"""How a model becomes the bytes of a record, and comes back from them.
+"""How a model is encoded as the bytes of a record, and decoded again.
 
     byte 0      the format of what follows: 1
     bytes 1-2   the version of the model that wrote it, big-endian
     from 3      the model as JSON, by field name, None included
 
-The version of a model is the number of its upgrade functions, so that it grows by one with each.
+The version of a model is the number of its upgrade functions: each new one raises it by one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from strongroom.storage.records import MAX_VALUE_BYTES, Record, check_value
 M = TypeVar("M", bound=BaseModel)
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
-"""Takes a record's JSON object as one version of the model wrote it, gives the next version's."""
+"""Takes a JSON object as one version of the model wrote it, returns it as the next writes it."""
 
 FORMAT = 1
 HEADER_BYTES = 3
 
 _PLAIN_TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool}
 _HARMLESS = {"metadata", "validation_alias", "serialization_alias"}
-_LONGEST_INTEGER = 4000  # digits; Pydantic reads none of more than 4300
+_LONGEST_INTEGER = 4000  # digits; Pydantic refuses to read more than 4300
 _to_json = msgspec.json.Encoder().encode
 
 
@@ -37,27 +37,27 @@ class Encoding(Generic[M]):
     """Encodes and decodes the records of one namespace."""
 
     def __init__(self, model: type[M], namespace: str, upgrade: Sequence[Upgrade] = ()) -> None:
-        self._model = model
+        self.model = model
         self._namespace = namespace
         self._upgrade = tuple(upgrade)
         self._header = _header(len(self._upgrade))
-        adapter = TypeAdapter(model)  # its parts, since BaseModel's own methods cost twice as much
+        adapter = TypeAdapter(model)  # used directly: the methods of BaseModel take twice as long
         self._to_json = adapter.serializer.to_json
         self._from_json = adapter.validator.validate_json
         self._plain = _plain_fields(adapter.core_schema)
 
     def encode(self, key: str, value: M) -> bytes:
-        """The bytes of `value`; `key` is for the error's sentence.
+        """The bytes of `value`. Errors name `key`.
 
         Raises:
-            TypeError: `value` is not of the model itself. A subclass is refused too, since its own
-                fields would not come back.
-            RecordInvalid: A field holds what its type does not allow, or what could not be read.
-            ValueTooLarge: The record is too long.
+            TypeError: `value` is not an instance of the model itself. One of a subclass is refused
+                too, since the subclass's fields would be lost.
+            RecordInvalid: A field has a value that its type does not allow, or could not be read.
+            ValueTooLarge: The record is too large.
         """
-        if type(value) is not self._model:
+        if type(value) is not self.model:
             raise TypeError(
-                f"The store {self._namespace!r} keeps {self._model.__name__}, and {key!r} was to "
+                f"The store {self._namespace!r} keeps {self.model.__name__}, and {key!r} was to "
                 f"be set to an instance of {type(value).__name__}."
             )
         try:
@@ -70,7 +70,7 @@ class Encoding(Generic[M]):
                 key,
                 f"cannot be stored, as it could not be read again: {field or 'the record'}: "
                 f"{reason}.",
-                remedy=f"a value that {self._model.__name__} allows",
+                remedy=f"a value that {self.model.__name__} allows",
                 field=field,
             ) from None
         data = self._header + text
@@ -78,9 +78,9 @@ class Encoding(Generic[M]):
         return data
 
     def _plain_json(self, value: M) -> bytes | None:
-        """The JSON of a model that is plain in type and content, and so will be read as it is.
+        """The JSON of a model whose type and values are simple enough to be read back unchanged.
 
-        Pydantic's checks would take longer than all the rest of a `set`.
+        Returns None for any other. Pydantic's checks would take longer than the rest of a `set`.
         """
         fields = value.__dict__
         if self._plain is None or len(fields) != len(self._plain):
@@ -90,26 +90,26 @@ class Encoding(Generic[M]):
                 return None
         try:
             text = _to_json(fields)
-        except ValueError:  # no UTF-8, or too many digits: Pydantic says it better
+        except ValueError:  # not UTF-8, or too many digits: Pydantic has the better message
             return None
         if len(text) > _LONGEST_INTEGER:
             self._from_json(text, by_alias=False, by_name=True)
         return text
 
     def _checked_json(self, value: M) -> bytes:
-        """The JSON of any model, which has been read again: not all that Pydantic writes can be."""
+        """The JSON of any model, after reading it: Pydantic can write what it cannot read."""
         text = self._to_json(value, by_alias=False, round_trip=True, warnings="error")
         self._from_json(text, by_alias=False, by_name=True)
         return text
 
     def decode(self, record: Record) -> M:
-        """The model that `record` holds, a fresh object each time.
+        """The model in `record`, a new object each time.
 
         Raises:
             RecordInvalid: It does not fit the model, or a newer version of the model wrote it.
         """
         data = record.value.removeprefix(self._header)
-        if data is record.value:  # it begins with another header
+        if data is record.value:  # it has another header
             data = self._upgraded(record)
         try:
             return self._from_json(data, by_alias=False, by_name=True)  # type: ignore[no-any-return]
@@ -117,7 +117,7 @@ class Encoding(Generic[M]):
             field, reason = _first(error)
             raise self._invalid(
                 record.key,
-                f"does not fit {self._model.__name__}: {field or 'the record'}: {reason}.",
+                f"does not fit {self.model.__name__}: {field or 'the record'}: {reason}.",
                 remedy=(
                     "a default for the field, or a function in upgrade= that brings older records "
                     "up to date"
@@ -126,7 +126,7 @@ class Encoding(Generic[M]):
             ) from None
 
     def _upgraded(self, record: Record) -> bytes:
-        """The JSON of an older record, as the present version of the model has it."""
+        """The JSON of an older record, as the current version of the model stores it."""
         version = self._version(record)
         data = from_json(record.value[HEADER_BYTES:])
         for step in range(version, len(self._upgrade)):
@@ -135,7 +135,7 @@ class Encoding(Generic[M]):
             except Exception as error:
                 raise self._invalid(
                     record.key,
-                    f"could not be upgraded from version {step} of {self._model.__name__} to "
+                    f"could not be upgraded from version {step} of {self.model.__name__} to "
                     f"{step + 1}: {type(error).__name__}",
                 ) from error
         return to_json(data)
@@ -151,9 +151,9 @@ class Encoding(Generic[M]):
         if version > len(self._upgrade):
             raise self._invalid(
                 record.key,
-                f"was written by version {version} of {self._model.__name__}, and this program has "
+                f"was written by version {version} of {self.model.__name__}, but this program has "
                 f"version {len(self._upgrade)}.",
-                remedy="the newer program, or all of its upgrade= functions here",
+                remedy="the newer program, or add its upgrade= functions to this one",
             )
         return version
 
@@ -174,19 +174,19 @@ def _header(version: int) -> bytes:
 
 
 def _first(error: ValidationError) -> tuple[str | None, str]:
-    """The first field that is wrong, None for the record as such, and what is wrong with it.
+    """The first invalid field (None: the record as a whole), and what is wrong with it.
 
-    Raise no error from this one: its text shows the value, which no log should.
+    Do not chain `error` to another one: its text contains the value, which must not be logged.
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     return ".".join(map(str, first["loc"])) or None, first["msg"]
 
 
 def _plain_fields(model: Any) -> dict[str, frozenset[type]] | None:
-    """The types of a model's fields, from its core schema; None if there is anything more to it.
+    """The types of a model's fields, from its core schema; None unless all of them are simple.
 
-    So each part of the schema must be known here: settings, constraints, validators, serialisers
-    and private attributes can all decide whether a record is read again as it was.
+    Each part of the schema must be known here: settings, constraints, validators, serialisers and
+    private attributes can all change what is read back.
     """
     match model:
         case {
@@ -220,7 +220,7 @@ def _plain_types(field: Any) -> frozenset[type]:
 
 
 def split(value: bytes) -> tuple[int, bytes] | None:
-    """The model's version and the JSON in a record's bytes; None if they are something else."""
+    """The model's version and the JSON in a record's bytes; None if they have another format."""
     if len(value) <= HEADER_BYTES or value[0] != FORMAT:
         return None
     try:
@@ -231,5 +231,5 @@ def split(value: bytes) -> tuple[int, bytes] | None:
 
 
 def join(version: int, text: bytes) -> bytes:
-    """The bytes of a record that holds this JSON, as a version of its model wrote it."""
+    """The bytes of a record with this JSON, as this version of its model writes it."""
     return _header(version) + text

@@ -1,4 +1,4 @@
-"""The provider `memory`: keeps nothing, and is the model that all others are compared with."""
+"""The provider `memory`: it keeps records in the process, and is the model for tests of others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from strongroom.storage.records import (
 
 
 class MemoryProvider(StorageProvider):
-    """Namespaces that live as long as the provider, for tests and for what may be lost.
+    """Keeps namespaces as long as the provider lives: for tests, and for data that may be lost.
 
     >>> provider = MemoryProvider(StorageSettings())
     """
@@ -79,15 +79,15 @@ class MemoryStore(RecordStore):
         self._revision = 0
         self._records: SortedDict[str, Record] = SortedDict()
         self._expiring: SortedSet[tuple[int, str]] = SortedSet()
-        # The latest change of each key by revision, and of these the deletions, oldest first.
+        # The latest change of each key, by revision; and those that are deletions, oldest first.
         self._log: SortedDict[int, RecordChange] = SortedDict()
         self._tombstones: dict[str, tuple[int, int]] = {}  # key: revision and time
-        self._forgotten = 0  # the newest deletion no longer remembered
+        self._forgotten = 0  # revision of the newest deletion no longer remembered
         self._changed = asyncio.Event()
 
     async def read(self, keys: Sequence[str]) -> list[Record | None]:
-        if self.closed or self._expiring:  # else spare the look at the clock
-            self._look()
+        if self.closed or self._expiring:  # otherwise nothing can have expired
+            self._expire()
         return [self._records.get(key) for key in keys]
 
     async def scan(
@@ -100,8 +100,8 @@ class MemoryStore(RecordStore):
         reverse: bool = False,
         values: bool = True,
     ) -> Page:
-        await asyncio.sleep(0)  # as a real store would: a long scan lets others run
-        self._look()
+        await asyncio.sleep(0)  # like a real store, let other tasks run
+        self._expire()
         records: list[Record] = []
         room = max_bytes
         for key in self._range(prefix, after, reverse=reverse):
@@ -118,7 +118,7 @@ class MemoryStore(RecordStore):
         return Page(records, more=False)
 
     async def count(self, prefix: str = "") -> int:
-        self._look()
+        self._expire()
         end = prefix_end(prefix)
         last = len(self._records) if end is None else self._records.bisect_left(end)
         return last - self._records.bisect_left(prefix)
@@ -126,8 +126,8 @@ class MemoryStore(RecordStore):
     async def apply(
         self, writes: Sequence[Write], *, checks: Mapping[str, int] | None = None
     ) -> list[int]:
-        await asyncio.sleep(0)  # as a real store would: others may come first
-        now = self._look()
+        await asyncio.sleep(0)  # like a real store, let other tasks run first
+        now = self._expire()
         conditions = [(write.key, write.expect) for write in writes if write.expect is not None]
         for key, expected in (*conditions, *(checks or {}).items()):
             record = self._records.get(key)
@@ -146,28 +146,28 @@ class MemoryStore(RecordStore):
         prefix: str = "",
         limit: int = PAGE_RECORDS,
     ) -> Changes:
-        self._look()
+        self._expire()
         if after is None:
             return Changes([], self._revision)
         if after > self._revision or (after and max(after, since or 0) < self._forgotten):
             raise WatchExpired(
-                (f"What changed in {self._namespace!r} after revision {after} is no longer known."),
-                remedy="list what is there, and watch from now on",
+                f"The changes in {self._namespace!r} after revision {after} are no longer known.",
+                remedy="list the records, and watch from now on",
             )
         while True:
             page = self._changes_after(after, prefix, limit)
             if page.changes:
                 return page
-            after = page.cursor  # nothing that matters to this caller came before it
+            after = page.cursor  # no change before this revision matters to the caller
             await self._wait()
-            self._look()
+            self._expire()
 
     async def close(self) -> None:
         self.closed = True
         self._wake()
 
-    def _look(self) -> int:
-        """Let go of what has expired, and return the time."""
+    def _expire(self) -> int:
+        """Delete expired records, and return the current time."""
         if self.closed:
             raise StoreClosed(f"{self._namespace!r} is closed.", namespace=self._namespace)
         now = self._clock()
@@ -180,7 +180,7 @@ class MemoryStore(RecordStore):
     def _store(self, write: Write, now: int) -> int:
         if write.value is None:
             return self._delete(write.key, now)
-        old = self._take(write.key)
+        old = self._remove(write.key)
         self._revision += 1
         created = old.created if old else now
         record = Record(write.key, write.value, self._revision, created, now, write.expires)
@@ -193,15 +193,15 @@ class MemoryStore(RecordStore):
     def _delete(self, key: str, now: int) -> int:
         if key not in self._records:
             return 0
-        self._take(key)
+        self._remove(key)
         self._revision += 1
         self._log[self._revision] = RecordChange(key, self._revision, None)
         self._tombstones[key] = (self._revision, now)
         self._forget(now)
         return self._revision
 
-    def _take(self, key: str) -> Record | None:
-        """Take a key out of every table, and return its record if it had one."""
+    def _remove(self, key: str) -> Record | None:
+        """Remove a key from every table, and return its record if it had one."""
         record = self._records.pop(key, None)
         if record is not None:
             del self._log[record.revision]
@@ -248,9 +248,9 @@ class MemoryStore(RecordStore):
         return Changes(changes, self._revision)
 
     async def _wait(self) -> None:
-        """Wait for a change, or for the time when the next record expires."""
+        """Wait for a change, or until the next record expires."""
         changed, seconds = self._changed, None
-        if self._expiring:  # looked at each second, as the clock may be set meanwhile
+        if self._expiring:  # at most a second, since the clock may be set meanwhile
             seconds = min(1.0, max(0.0, (self._expiring[0][0] - self._clock()) / 1e6))
         try:
             async with asyncio.timeout(seconds):

@@ -1,4 +1,4 @@
-"""What a storage provider is, and the one that FAME_STORAGE_PROFILE names."""
+"""What a storage provider is, and how FAME_STORAGE_PROFILE chooses one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, final
 
-from strongroom.errors import SettingsError, UnknownProfile
+from strongroom.errors import InvalidNamespace, SettingsError, UnknownProfile
 from strongroom.settings import StorageSettings
 from strongroom.storage.encoding import M, Upgrade
 from strongroom.storage.records import Clock, RecordStore, check_namespace, system_clock
@@ -17,7 +17,12 @@ from strongroom.storage.typed import KeyValueStore
 
 ENTRY_POINTS = "strongroom.storage"
 
-# By name, so that a node without files loads neither SQLite nor the cryptography behind it.
+OWN_PREFIX = "__"
+"""How the names of the node's own namespaces begin."""
+NODE_META = "__node_meta"
+"""The namespace in which a node and its provider remember who they are."""
+
+# Imported by name, so that a node without files loads neither SQLite nor cryptography.
 BUILT_IN: dict[str, str] = {
     "memory": "strongroom.storage.memory:MemoryProvider",
     "sqlite": "strongroom.storage.sqlite.provider:SqliteProvider",
@@ -28,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 
 class StorageProvider(ABC):
-    """Where a node keeps everything: gives one `RecordStore` for each namespace.
+    """Where a node keeps its data: it opens one `RecordStore` for each namespace.
 
-    A provider is made from the node's `StorageSettings` and a clock. It is chosen by
-    `FAME_STORAGE_PROFILE`: a built-in name, the name of an entry point of the group
-    `strongroom.storage`, or `package.module:Class`.
+    A provider is made from the node's `StorageSettings` and a clock. `FAME_STORAGE_PROFILE` chooses
+    it: a built-in name, the name of an entry point of the group `strongroom.storage`, or
+    `package.module:Class`.
     """
 
     needs_directory: ClassVar[bool] = False
@@ -45,10 +50,14 @@ class StorageProvider(ABC):
         self.clock = clock
         self.typed: dict[str, KeyValueStore[Any]] = {}
 
-    async def start(self) -> None:  # noqa: B027  # most providers have nothing to do here
-        """Make ready what needs to be awaited; called once, before anything else.
+    def __repr__(self) -> str:
+        place = self.settings.directory
+        return f"<{type(self).__name__}{f' in {place}' if place else ''}>"
 
-        When it raises, it has released what it took.
+    async def start(self) -> None:  # noqa: B027  # most providers need no start
+        """Prepare what needs to be awaited. Called once, before any other method.
+
+        If it raises an error, it has released everything that it had acquired.
         """
 
     @final
@@ -61,23 +70,42 @@ class StorageProvider(ABC):
 
         Args:
             model_cls: The type of the records.
-            namespace: 1 to 120 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
-            upgrade: One function for each older version of the model, oldest first; each takes the
-                JSON object as that version stored it, and returns it as the next version has it.
+            namespace: 1 to 120 characters from `A-Z a-z 0-9 . _ -`; the first is a letter or digit.
+            upgrade: One function for each older version of the model, oldest first. It takes a JSON
+                object as that version stored it, and returns it as the next version stores it.
 
         Raises:
             InvalidNamespace: The name is not allowed, or differs from another's only in case.
             StoreError: The namespace's file cannot be used.
         """
+        if namespace.startswith(OWN_PREFIX):
+            raise InvalidNamespace(
+                f"{namespace!r} cannot be a namespace: the node's own begin with {OWN_PREFIX!r}.",
+                remedy="a name that begins with a letter or digit",
+            )
+        return await self._open_typed(model_cls, namespace, upgrade)
+
+    @final
+    async def own_store(self, model_cls: type[M], namespace: str) -> KeyValueStore[M]:
+        """Open one of the node's own namespaces, whose names begin with `__`."""
+        if not namespace.startswith(OWN_PREFIX):
+            raise InvalidNamespace(f"{namespace!r} is not one of the node's own namespaces.")
+        return await self._open_typed(model_cls, namespace)
+
+    async def _open_typed(
+        self, model_cls: type[M], namespace: str, upgrade: Sequence[Upgrade] = ()
+    ) -> KeyValueStore[M]:
         check_namespace(namespace, await self.namespaces())
         records = await self.open(namespace)
         store = KeyValueStore(records, model_cls, namespace, self.clock, upgrade)
-        self.typed[namespace] = store  # so that an inspection knows the model
+        self.typed[namespace] = (
+            store  # so that `strongroom doctor` can check records against the model
+        )
         return store
 
     @abstractmethod
     async def open(self, namespace: str) -> RecordStore:
-        """Open a namespace, made on first use. An open one is returned again, not opened twice."""
+        """Open a namespace, and create it if it is new. One that is open is not opened twice."""
 
     @abstractmethod
     async def namespaces(self) -> list[str]:
@@ -85,16 +113,15 @@ class StorageProvider(ABC):
 
     @abstractmethod
     async def drop(self, namespace: str) -> None:
-        """Delete a namespace with all its records. One that does not exist is no error."""
+        """Delete a namespace with all its records. It need not exist."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Close every open namespace. Closing twice does nothing; afterwards `open` raises
-        `StoreClosed`."""
+        """Close every namespace; then `open` raises `StoreClosed`. Closing twice does nothing."""
 
 
 async def open_provider(settings: StorageSettings, clock: Clock = system_clock) -> StorageProvider:
-    """The provider that `settings.profile` names, ready for use. Whoever opens it closes it.
+    """Start the provider that `settings.profile` names. The caller must close it.
 
     >>> provider = await open_provider(StorageSettings(profile="memory"))
 
@@ -106,10 +133,8 @@ async def open_provider(settings: StorageSettings, clock: Clock = system_clock) 
     provider_class = _find(settings.profile)
     if provider_class.needs_directory and settings.directory is None:
         raise SettingsError(
-            (
-                f"The storage profile {settings.profile!r} keeps its data in files, and "
-                "FAME_STORAGE_DB_DIRECTORY is not set."
-            ),
+            f"The storage profile {settings.profile!r} keeps its data in files, and "
+            "FAME_STORAGE_DB_DIRECTORY is not set.",
             remedy="FAME_STORAGE_DB_DIRECTORY=data",
         )
     if settings.has_master_key and not provider_class.encrypts:
@@ -126,10 +151,8 @@ def _find(profile: str) -> type[StorageProvider]:
     if clashing := sorted(plugins.keys() & BUILT_IN.keys()):
         name = clashing[0]
         raise UnknownProfile(
-            (
-                f"{name!r} is a built-in storage profile, and {plugins[name].value} claims "
-                f"the name in the entry points {ENTRY_POINTS!r}."
-            ),
+            f"{name!r} is a built-in storage profile, and {plugins[name].value} claims "
+            f"the name in the entry points {ENTRY_POINTS!r}.",
             remedy="uninstall that package",
         )
     if profile in BUILT_IN:
@@ -154,5 +177,5 @@ def _load(plugin: EntryPoint) -> type[StorageProvider]:
             f"The storage provider {plugin.value} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, StorageProvider)):
-        raise UnknownProfile(f"{plugin.value} is no subclass of strongroom.StorageProvider.")
+        raise UnknownProfile(f"{plugin.value} is not a subclass of strongroom.StorageProvider.")
     return found

@@ -1,32 +1,55 @@
-"""The contract of a storage backend: bytes in, bytes out, and a handful of primitives.
+"""The contract of a storage engine: a handful of operations on records, which are bytes.
 
-An author of a provider implements `RecordStore` and `StorageProvider`; everything that users hold
-(`KeyValueStore`) is written once on top of these. `strongroom.testing` tells when it is right.
+The author of a provider implements `RecordStore` and `StorageProvider`. What users call
+(`KeyValueStore`) is written once, on top of these. `strongroom.testing` checks an implementation.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from strongroom.errors import InvalidKey, InvalidNamespace, ValueTooLarge
+from strongroom.errors import InvalidKey, InvalidNamespace, NotSupported, ValueTooLarge
 
 MAX_KEY_BYTES = 1024
 MAX_VALUE_BYTES = 64 * 1024 * 1024
 PAGE_RECORDS = 256
 PAGE_BYTES = 1024 * 1024
 
-TOMBSTONE_AGE = 24 * 3600 * 1_000_000  # µs
+TOMBSTONE_AGE = 24 * 3600 * 1_000_000  # microseconds
 TOMBSTONE_COUNT = 100_000
-"""A store that declares WATCH remembers a deletion for so long, unless as many came after it."""
+"""A store that declares WATCH remembers a deletion until it is older than TOMBSTONE_AGE, or
+TOMBSTONE_COUNT deletions have followed."""
 
 Clock = Callable[[], int]
 """Returns the time in microseconds since 1970, UTC."""
+
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being worked on, how much of it is done, and how much there is."""
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_datetime(microseconds: int) -> datetime:
+    """A record's time as a datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def to_microseconds(time: datetime) -> int:
+    """The inverse of `to_datetime`."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+_LAST_TIME = to_microseconds(datetime.max.replace(tzinfo=UTC))
 
 
 def system_clock() -> int:
@@ -35,20 +58,20 @@ def system_clock() -> int:
 
 
 class Feature(enum.Enum):
-    """What an engine really gives; a provider declares those that hold."""
+    """What an engine can do beyond reading and writing single records. A provider declares it."""
 
     DURABLE = "durable"
     """An acknowledged write survives a crash of the process and of the machine."""
     ATOMIC = "atomic"
-    """Several writes in one `apply` are stored all or none, and its checks hold at that moment.
-    Of a single write, with its own condition, this is true of every store."""
+    """All writes of one `apply` are stored, or none, and its checks hold at that moment. A single
+    write with its own condition is atomic in every store."""
     ORDERED = "ordered"
-    """`scan` goes in the order of the keys' UTF-8 bytes, forwards or backwards. Without it the
-    order is the engine's own, and `after` goes on behind a key in that order."""
+    """`scan` follows the order of the keys' UTF-8 bytes, forwards or backwards. Without it the
+    order is the engine's, and `after` means after a key in that order."""
     TTL = "ttl"
     """Records expire."""
     WATCH = "watch"
-    """`changes` waits for what comes and misses nothing."""
+    """`changes` waits for the next change and misses none."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -65,8 +88,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 class Write(msgspec.Struct, frozen=True, gc=False):
     """One write of an `apply`.
 
-    `value` None deletes. `expires` is a time in microseconds. `expect` is a condition: the revision
-    that the record must be at, 0 for "must not exist", None for no condition.
+    `value` None deletes the record. `expires` is a time in microseconds. `expect` is a condition:
+    the revision that the record must have, 0 for "must not exist", None for no condition.
     """
 
     key: str
@@ -76,7 +99,7 @@ class Write(msgspec.Struct, frozen=True, gc=False):
 
 
 class Page(msgspec.Struct, frozen=True, gc=False):
-    """A part of a scan. `more` says whether records follow the last one of `records`."""
+    """A part of a scan. `more` says whether there are records after the last of `records`."""
 
     records: list[Record]
     more: bool
@@ -91,29 +114,29 @@ class RecordChange(msgspec.Struct, frozen=True, gc=False):
 
 
 class Changes(msgspec.Struct, frozen=True, gc=False):
-    """Changes in the order of their revisions, and the cursor from which to go on."""
+    """Changes in the order of their revisions, and the cursor with which to continue."""
 
     changes: list[RecordChange]
     cursor: int
 
 
 class RecordStore(ABC):
-    """One namespace of a backend. Every method may be called concurrently.
+    """One namespace. Every method may be called concurrently.
 
-    Revisions are per namespace: they start at 1 and only grow, each write takes a new one. A record
-    whose `expires` has come is invisible to every method at once; written again after that, it is
-    created anew. What reaches a store through `KeyValueStore` has been checked: keys and prefixes
-    by `check_key`, values by `check_value`, and no feature is asked for that is not declared.
+    Each write takes a new revision. Revisions belong to the namespace, start at 1 and only grow.
+    When its time `expires` has come, a record is at once invisible to every method; written again,
+    it is a new record. `KeyValueStore` has checked what it passes on: keys and prefixes by
+    `check_key`, values by `check_value`. It asks for no feature that is not declared.
 
-    A call that is cancelled was carried out wholly or not at all, and the store goes on. After
-    `close` every method raises `StoreClosed`, those that were waiting too.
+    A cancelled call was carried out completely or not at all, and the store continues to work.
+    After `close` every method raises `StoreClosed`, also calls that were waiting.
     """
 
     features: frozenset[Feature]
 
     @abstractmethod
     async def read(self, keys: Sequence[str]) -> list[Record | None]:
-        """The records of `keys`, in their order; None for one that does not exist."""
+        """The records of `keys`, in their order; None for a key that does not exist."""
 
     @abstractmethod
     async def scan(
@@ -130,17 +153,16 @@ class RecordStore(ABC):
 
         Args:
             prefix: What the keys begin with.
-            after: Go on behind this key (before it, when `reverse`); it need not exist.
-            limit: At most so many records; None for all of them, as one snapshot.
-            max_bytes: The page's values hold at most so many bytes together; one record is always
-                given.
+            after: Start after this key (with `reverse`: before it). It need not exist.
+            limit: Maximum number of records. None: all of them, as of one moment.
+            max_bytes: Maximum size of the page's values together. A page has at least one record.
             reverse: From the last key to the first.
-            values: False leaves `value` empty, for callers that want the keys alone.
+            values: False leaves `value` empty, for callers that want only the keys.
         """
 
     @abstractmethod
     async def count(self, prefix: str = "") -> int:
-        """How many records have keys that begin with `prefix`."""
+        """The number of records whose keys begin with `prefix`."""
 
     @abstractmethod
     async def apply(
@@ -149,12 +171,12 @@ class RecordStore(ABC):
         """Store all of `writes`, or none, and return when they are durable.
 
         Args:
-            writes: No key stands in them twice. There may be none, when only `checks` matter.
-            checks: Keys that must be at these revisions (0: absent), though they are not written.
+            writes: No two have the same key. Empty if only `checks` matter.
+            checks: Revisions that these keys must have (0: absent), though they are not written.
 
         Returns:
-            The new revision of each write, in their order; 0 for the deletion of a key that does
-            not exist.
+            The new revision of each write, in their order; 0 for deleting a key that does not
+            exist.
 
         Raises:
             RevisionConflict: A condition does not hold; nothing was stored.
@@ -169,20 +191,19 @@ class RecordStore(ABC):
         prefix: str = "",
         limit: int = PAGE_RECORDS,
     ) -> Changes:
-        """What changed after the revision `after`, waiting for the first change if there is none.
+        """What changed after the revision `after`. Waits for a change if there is none yet.
 
         Each changed key appears once, in its latest state. A record that expires is a change, also
-        while this waits: look at the clock at least once a second, since clocks get set. A page
-        ends after `limit` changes, or as `scan` does after PAGE_BYTES.
+        while this waits: check the clock at least once a second, since clocks can be set. A page
+        ends after `limit` changes, or after PAGE_BYTES as in `scan`.
 
         Args:
-            after: The cursor. With None, returns at once with no changes and the present revision
-                as the cursor. With 0, every record that is there counts as changed, and 0 never
-                expires.
-            since: The revision at which a walk from 0 began. As the walk had seen nothing then,
-                its cursor is good as long as the deletions after this revision are remembered.
+            after: The cursor. None: return at once, without changes, and with the current revision
+                as the cursor. 0: every existing record counts as changed; this is never too old.
+            since: The revision of the store when a walk from 0 began. The walk had seen no record
+                before, so its cursor is valid while deletions after this revision are remembered.
             prefix: What the keys begin with.
-            limit: At most so many changes.
+            limit: Maximum number of changes.
 
         Raises:
             WatchExpired: `after` is older than the deletions that the store still remembers, or
@@ -191,24 +212,20 @@ class RecordStore(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Release the store once the writes under way are done. Closing twice does nothing."""
+        """Finish the writes under way, and release the store. Closing twice does nothing."""
 
 
-_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
-_OWN_NAMESPACE = re.compile(
-    r"__(node_meta|binding_store|route_store|delivery_inbox|delivery_outbox|"
-    r"agent_[A-Za-z0-9._-]{1,100})"
-)
+_NAMESPACE = re.compile(r"(__)?[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
 def check_namespace(name: str, others: Iterable[str] = ()) -> None:
     """Raise InvalidNamespace unless `name` can be a namespace on every platform.
 
-    Not every filesystem tells `Notes` from `notes`, so a name may not differ from one of `others`
-    only in case.
+    Some filesystems do not distinguish `Notes` from `notes`, so a name that differs from one of
+    `others` only in case is refused.
     """
-    allowed = _NAMESPACE.fullmatch(name) or _OWN_NAMESPACE.fullmatch(name)
+    allowed = _NAMESPACE.fullmatch(name)
     if not allowed or name.endswith((".", "_encrypted_value")) or _DEVICE_NAME.fullmatch(name):
         raise InvalidNamespace(
             f"{name!r} cannot be a namespace.",
@@ -222,36 +239,59 @@ def check_namespace(name: str, others: Iterable[str] = ()) -> None:
         if other.lower() == folded and other != name:
             raise InvalidNamespace(
                 f"{name!r} differs only in case from the namespace {other!r}.",
-                remedy=f"{other!r}, or a name that differs in more",
+                remedy=f"{other!r}, or a name that differs in more than case",
             )
+
+
+def check_feature(store: RecordStore, feature: Feature, what: str) -> None:
+    """Raise NotSupported unless `store` declares `feature`, which `what` needs."""
+    if feature not in store.features:
+        declared = ", ".join(sorted(has.name for has in store.features)) or "nothing"
+        raise NotSupported(
+            f"{what} needs a store that declares {feature.name}; {type(store).__name__} declares "
+            f"{declared}."
+        )
+
+
+def expires_at(store: RecordStore, ttl: float | timedelta | None, clock: Clock) -> int | None:
+    """When a record of `store` expires that is written now; `ttl` is in seconds or a timedelta."""
+    if ttl is None:
+        return None
+    check_feature(store, Feature.TTL, "ttl=")
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if not seconds > 0:
+        raise ValueError(f"ttl is {ttl!r}; it must be more than 0 seconds.")
+    if seconds > _LAST_TIME / 1e6:
+        raise ValueError(f"ttl is {ttl!r}; pass None for a record that never expires.")
+    return min(clock() + math.ceil(seconds * 1e6), _LAST_TIME)
 
 
 def check_key(key: str) -> None:
     """Raise InvalidKey unless `key` is a string of 1 to 1024 UTF-8 bytes without NUL."""
     if type(key) is str and key.isascii() and 0 < len(key) <= MAX_KEY_BYTES and "\0" not in key:
-        return  # nearly every key
+        return  # nearly every key; the checks below cost more
     if not isinstance(key, str):
-        raise InvalidKey(f"A key is a string, and {key!r} is of type {type(key).__name__}.")
+        raise InvalidKey(f"A key is a string, but {key!r} is of type {type(key).__name__}.")
     if not key:
-        raise InvalidKey("A key has at least one character, and this one is empty.")
+        raise InvalidKey("A key must have at least one character; this one is empty.")
     if "\0" in key:
-        raise InvalidKey(f"{key!r} holds a NUL character, which no key may.")
+        raise InvalidKey(f"{key!r} contains a NUL character; keys must not.")
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise InvalidKey(f"{key!r} holds a lone surrogate, which UTF-8 cannot encode.") from None
+        raise InvalidKey(f"{key!r} contains a lone surrogate, which UTF-8 cannot encode.") from None
     if size > MAX_KEY_BYTES:
-        raise InvalidKey(f"{key[:40]!r}… has {size} bytes; a key has at most {MAX_KEY_BYTES}.")
+        raise InvalidKey(f"{key[:40]!r}… has {size} bytes; keys have at most {MAX_KEY_BYTES}.")
 
 
 def check_value(key: str, value: bytes, limit: int = MAX_VALUE_BYTES) -> None:
     """Raise ValueTooLarge when `value` is longer than `limit` bytes."""
     if len(value) > limit:
-        raise ValueTooLarge(f"The record {key!r} has {len(value)} bytes; at most {limit} fit.")
+        raise ValueTooLarge(f"The record {key!r} has {len(value)} bytes; the maximum is {limit}.")
 
 
 def prefix_end(prefix: str) -> str | None:
-    """The first string behind all keys that begin with `prefix`; None if nothing is behind them.
+    """The first string after all keys that begin with `prefix`; None if there is none.
 
     >>> prefix_end("user:")
     'user;'

@@ -1,39 +1,33 @@
-"""Several reads and writes of a namespace as one, without holding anything while they go on."""
+"""Several reads and writes of a namespace as one, without locks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 from typing import Generic, Self
 
 from strongroom.errors import StoreClosed
 from strongroom.storage.encoding import Encoding, M
-from strongroom.storage.records import Record, RecordStore, Write, check_key
+from strongroom.storage.records import Clock, Record, RecordStore, Write, check_key, expires_at
 
 
 class Transaction(Generic[M]):
-    """What `KeyValueStore.transaction()` gives; it alone sees its writes before the end.
+    """What `KeyValueStore.transaction()` returns. Until it ends, only it sees its writes.
 
-    Reads note the revisions that they found, writes wait in memory. The end is one `apply` that
-    stores the writes on the condition that every record read is still at its revision.
+    It keeps the revision of each record that was read, and the writes, in memory. At the end one
+    `apply` stores the writes, provided that every record read still has its revision.
     """
 
-    def __init__(
-        self,
-        records: RecordStore,
-        encoding: Encoding[M],
-        expiry: Callable[[float | timedelta | None], int | None],
-    ) -> None:
+    def __init__(self, records: RecordStore, encoding: Encoding[M], clock: Clock) -> None:
         self._records = records
         self._encoding = encoding
-        self._expiry = expiry
+        self._clock = clock
         self._read: dict[str, Record | None] = {}
         self._writes: dict[str, Write] = {}
         self._ended = False
 
     async def get(self, key: str) -> M | None:
-        """The value of `key` as this transaction sees it; None if there is none."""
+        """The value of `key`, or what this transaction has written; None if there is none."""
         self._check(key)
         if write := self._writes.get(key):
             record = None if write.value is None else Record(key, write.value, 0, 0, 0)
@@ -44,12 +38,13 @@ class Transaction(Generic[M]):
         return None if record is None else self._encoding.decode(record)
 
     async def set(self, key: str, value: M, *, ttl: float | timedelta | None = None) -> None:
-        """Store `value` at the end."""
+        """Store `value` when the transaction ends."""
         self._check(key)
-        self._writes[key] = Write(key, self._encoding.encode(key, value), self._expiry(ttl))
+        expires = expires_at(self._records, ttl, self._clock)
+        self._writes[key] = Write(key, self._encoding.encode(key, value), expires)
 
     async def delete(self, key: str) -> None:
-        """Delete a record at the end; one that does not exist is no error."""
+        """Delete a record when the transaction ends. It need not exist."""
         self._check(key)
         self._writes[key] = Write(key, None)
 

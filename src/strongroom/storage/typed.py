@@ -1,17 +1,17 @@
-"""The store that users hold: typed, with all conveniences, on top of any `RecordStore`."""
+"""The typed store that users call, on top of any `RecordStore`."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Generic
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from strongroom.errors import KeyExists, KeyMissing, NotSupported, RevisionConflict
+from strongroom.errors import KeyExists, KeyMissing, RevisionConflict
 from strongroom.storage.encoding import Encoding, M, Upgrade
 from strongroom.storage.records import (
     PAGE_RECORDS,
@@ -20,44 +20,44 @@ from strongroom.storage.records import (
     Record,
     RecordStore,
     Write,
+    check_feature,
     check_key,
+    expires_at,
     system_clock,
+    to_datetime,
 )
 from strongroom.storage.transaction import Transaction
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LAST_TIME = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-
 
 class Entry(msgspec.Struct, Generic[M], frozen=True):
-    """A record with what the store knows about it."""
+    """A record with its revision and times."""
 
     key: str
     value: M
     revision: int
     created_us: int
-    """Microseconds since 1970, UTC, as the other times; the properties make datetimes of them."""
+    """Microseconds since 1970, UTC, like the other times. The properties return datetimes."""
     updated_us: int
     expires_us: int | None
 
     @property
     def created(self) -> datetime:
-        """When the key came to be, in UTC."""
-        return _datetime(self.created_us)
+        """When the record was created, in UTC."""
+        return to_datetime(self.created_us)
 
     @property
     def updated(self) -> datetime:
         """When this value was stored, in UTC."""
-        return _datetime(self.updated_us)
+        return to_datetime(self.updated_us)
 
     @property
     def expires(self) -> datetime | None:
-        """When the record goes, in UTC; None if it stays."""
-        return None if self.expires_us is None else _datetime(self.expires_us)
+        """When the record expires, in UTC; None if it does not."""
+        return None if self.expires_us is None else to_datetime(self.expires_us)
 
 
 class Change(msgspec.Struct, Generic[M], frozen=True):
-    """The latest state of a changed key. `value` is None where it was deleted or has expired."""
+    """The latest state of a changed key. `value` is None if it was deleted or has expired."""
 
     key: str
     value: M | None
@@ -72,9 +72,9 @@ class KeyValueStore(Generic[M]):
     >>> await notes.get("first")
     Note(text='Hello')
 
-    Keys are strings of 1 to 1024 UTF-8 bytes without NUL, in the order of these bytes. Each write
-    takes a revision; within the namespace they only grow. `if_revision` makes a write depend on the
-    revision at which the record is, 0 meaning that there is none.
+    Keys are strings of 1 to 1024 UTF-8 bytes without NUL, and sorted by these bytes. Each write
+    takes a new revision; within a namespace revisions only grow. With `if_revision` a write happens
+    only if the record has this revision; 0 means that there is no record.
     """
 
     def __init__(
@@ -89,12 +89,15 @@ class KeyValueStore(Generic[M]):
         self._encoding = Encoding(model, namespace, upgrade)
         self._namespace = namespace
         self._clock = clock
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def __repr__(self) -> str:
+        return f"<KeyValueStore {self._namespace!r} of {self._encoding.model.__name__}>"
 
     # --- one record ---------------------------------------------------------------------------
 
     async def get(self, key: str) -> M | None:
-        """The value of `key`, a fresh object each time; None if there is none."""
+        """The value of `key`, a new object each time; None if there is none."""
         check_key(key)
         [record] = await self._records.read((key,))
         return None if record is None else self._encoding.decode(record)
@@ -113,33 +116,33 @@ class KeyValueStore(Generic[M]):
         ttl: float | timedelta | None = None,
         if_revision: int | None = None,
     ) -> int:
-        """Store `value`, and return its revision once that is durable.
+        """Store `value`. Returns its revision when it is durable.
 
         Args:
             key: The record's key.
             value: An instance of the store's model.
-            ttl: After so many seconds the record is gone; None for never, whatever it was before.
-            if_revision: Only if the record is at this revision; 0: only if there is none.
+            ttl: Seconds until the record expires. None: it never expires, even if it did before.
+            if_revision: Store only if the record has this revision; 0: only if there is none.
 
         Raises:
-            RecordInvalid: `value` holds what its model does not allow, or could not be read again.
-            RevisionConflict: `if_revision` does not hold.
+            RecordInvalid: `value` does not fit its model, or could not be read again.
+            RevisionConflict: The record has another revision than `if_revision`.
         """
         check_key(key)
         data = self._encoding.encode(key, value)
-        write = Write(key, data, self._expiry(ttl), if_revision)
+        write = Write(key, data, expires_at(self._records, ttl, self._clock), if_revision)
         [revision] = await self._records.apply((write,))
         return revision
 
     async def create(self, key: str, value: M, *, ttl: float | timedelta | None = None) -> int:
-        """Store `value` under a new key. KeyExists if the key is there."""
+        """Store `value` under a new key. Raises KeyExists if there is a record."""
         try:
             return await self.set(key, value, ttl=ttl, if_revision=0)
         except RevisionConflict as conflict:
             raise KeyExists(key, expected=0, found=conflict.found) from None
 
     async def update(self, key: str, value: M) -> int:
-        """Store `value` under a key that is there, with the expiry it has. KeyError if absent."""
+        """Replace the value of an existing record, which keeps its expiry. Raises KeyMissing."""
         check_key(key)
         data = self._encoding.encode(key, value)
 
@@ -151,19 +154,19 @@ class KeyValueStore(Generic[M]):
         return await self._swap(key, replace)
 
     async def delete(self, key: str, *, if_revision: int | None = None) -> bool:
-        """Delete a record. False if there was none."""
+        """Delete a record. Returns whether there was one."""
         check_key(key)
         [revision] = await self._records.apply((Write(key, None, expect=if_revision),))
         return revision != 0
 
     async def modify(self, key: str, function: Callable[[M], M], *, default: M | None = None) -> M:
-        """Replace a value by what `function` makes of it, atomically, and return the new value.
+        """Replace a value by what `function` returns for it, atomically. Returns the new value.
 
         >>> await counters.modify("visits", lambda c: Counter(n=c.n + 1), default=Counter(n=0))
 
-        The record keeps the expiry it has. `function` may run more than once, when others write the
-        same key meanwhile. Where there is no record it gets a copy of `default`; without a default
-        that is a KeyError.
+        The record keeps its expiry. `function` may run more than once, if others write the same key
+        meanwhile. If there is no record it gets a copy of `default`; without a default, KeyMissing
+        is raised.
         """
         check_key(key)
         result: M
@@ -205,18 +208,18 @@ class KeyValueStore(Generic[M]):
         limit: int | None = None,
         reverse: bool = False,
     ) -> AsyncGenerator[Entry[M], None]:
-        """The records whose keys begin with `prefix`, in key order, however many they are.
+        """The records whose keys begin with `prefix`, in key order, in little memory.
 
         >>> async for entry in notes.scan("2026-"):
         ...     print(entry.key, entry.value.text)
 
-        Reads page by page and holds nothing in between: a key that is there throughout comes
-        exactly once, one that comes or goes meanwhile may be among them or not.
+        Reads page by page and holds nothing open in between. A record that exists throughout comes
+        exactly once; one that is created or deleted meanwhile may come or not.
 
         Args:
             prefix: What the keys begin with.
-            after: Go on behind this key, which need not exist.
-            limit: At most so many.
+            after: Start after this key, which need not exist.
+            limit: Maximum number of records.
             reverse: From the last key to the first.
         """
         async for page in self._pages(prefix, after, limit, reverse=reverse):
@@ -231,18 +234,18 @@ class KeyValueStore(Generic[M]):
         limit: int | None = None,
         reverse: bool = False,
     ) -> AsyncGenerator[str, None]:
-        """The keys alone, as `scan` goes through them; the values are not read."""
+        """The keys alone, with the arguments of `scan`; the values are not read."""
         async for page in self._pages(prefix, after, limit, reverse=reverse, values=False):
             for record in page:
                 yield record.key
 
     async def count(self, prefix: str = "") -> int:
-        """How many records have keys that begin with `prefix`."""
+        """The number of records whose keys begin with `prefix`."""
         _check_range(prefix)
         return await self._records.count(prefix)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, M]:
-        """The values of `keys`, in their order; those that do not exist are left out."""
+        """The values of `keys`, in their order. Keys that do not exist are left out."""
         wanted = list(dict.fromkeys(keys))
         for key in wanted:
             check_key(key)
@@ -252,9 +255,9 @@ class KeyValueStore(Generic[M]):
     async def set_many(
         self, values: Mapping[str, M], *, ttl: float | timedelta | None = None
     ) -> dict[str, int]:
-        """Store all of `values`, or none, and return their revisions."""
-        self._require(Feature.ATOMIC, "set_many()")
-        expires = self._expiry(ttl)
+        """Store all of `values`, or none. Returns their revisions."""
+        check_feature(self._records, Feature.ATOMIC, "set_many()")
+        expires = expires_at(self._records, ttl, self._clock)
         writes = []
         for key, value in values.items():
             check_key(key)
@@ -262,46 +265,47 @@ class KeyValueStore(Generic[M]):
         return dict(zip(values, await self._records.apply(writes), strict=True))
 
     async def delete_many(self, keys: Iterable[str]) -> int:
-        """Delete all of `keys`, or none, and return how many there were."""
-        self._require(Feature.ATOMIC, "delete_many()")
+        """Delete all of `keys`, or none. Returns how many records there were."""
+        check_feature(self._records, Feature.ATOMIC, "delete_many()")
         writes = [Write(key, None) for key in dict.fromkeys(keys)]
         for write in writes:
             check_key(write.key)
         return sum(revision != 0 for revision in await self._records.apply(writes))
 
     def transaction(self) -> Transaction[M]:
-        """Several reads and writes as one: at the end all writes are stored, or none.
+        """Several reads and writes as one: when the block ends, all writes are stored, or none.
 
         >>> async with accounts.transaction() as transaction:
         ...     source, target = await transaction.get("a"), await transaction.get("b")
         ...     await transaction.set("a", Account(balance=source.balance - 10))
         ...     await transaction.set("b", Account(balance=target.balance + 10))
 
-        Nothing is locked meanwhile. When one of the records that were read has changed at the end,
-        nothing is stored and RevisionConflict raised: run the block again.
+        Nothing is locked. If a record that the block has read was changed before its end, nothing
+        is stored, and RevisionConflict is raised: run the block again.
         """
-        self._require(Feature.ATOMIC, "transaction()")
-        return Transaction(self._records, self._encoding, self._expiry)
+        check_feature(self._records, Feature.ATOMIC, "transaction()")
+        return Transaction(self._records, self._encoding, self._clock)
 
     async def watch(
         self, prefix: str = "", *, after: int | None = None
     ) -> AsyncGenerator[Change[M], None]:
-        """The changes of keys that begin with `prefix`, in the order of their revisions, endlessly.
+        """The changes of keys that begin with `prefix`, in the order of their revisions, forever.
 
         >>> async for change in notes.watch(after=cursor):
         ...     cursor = change.revision
+        ...     break
 
-        Each change is the latest state of its key; states in between may be left out. Records that
-        expire are changes too. Nothing is missed by whoever goes on from the last revision seen.
+        Each change is the latest state of its key; states in between may be left out. A record that
+        expires is a change too. If you continue from the last revision seen, you miss nothing.
 
         Args:
             prefix: What the keys begin with.
-            after: The last revision seen; 0 begins with all that is there, None with what comes.
+            after: The last revision seen. 0: begin with all existing records. None: from now on.
 
         Raises:
-            WatchExpired: `after` is too old for the store to know what was deleted since.
+            WatchExpired: `after` is so old that the store has forgotten deletions since then.
         """
-        self._require(Feature.WATCH, "watch()")
+        check_feature(self._records, Feature.WATCH, "watch()")
         _check_range(prefix)
         since = (await self._records.changes(None)).cursor
         after = since if after is None else after
@@ -314,15 +318,15 @@ class KeyValueStore(Generic[M]):
             after = page.cursor
 
     def check(self, record: Record) -> None:
-        """Raise RecordInvalid unless `record` fits the model."""
+        """Raise RecordInvalid if `record` does not fit the model."""
         self._encoding.decode(record)
 
-    # --- within -------------------------------------------------------------------------------
+    # --- internals ---------------------------------------------------------------------------
 
     async def _swap(self, key: str, change: Callable[[Record | None], bytes]) -> int:
-        """Replace a record by what `change` makes of it, unless another write comes between."""
-        turn = self._turns.setdefault(key, asyncio.Lock())  # gone when the last to wait has left
-        async with turn:
+        """Replace a record by what `change` returns; again, if another write came in between."""
+        lock = self._locks.setdefault(key, asyncio.Lock())  # vanishes when nobody waits for it
+        async with lock:
             while True:
                 [record] = await self._records.read((key,))
                 data = change(record)
@@ -345,7 +349,7 @@ class KeyValueStore(Generic[M]):
     ) -> AsyncGenerator[Sequence[Record], None]:
         _check_range(prefix, after)
         if after is not None or reverse:
-            self._require(Feature.ORDERED, "after= and reverse=")
+            check_feature(self._records, Feature.ORDERED, "after= and reverse=")
         left = math.inf if limit is None else limit
         while left > 0:
             size = int(min(PAGE_RECORDS, left))
@@ -368,26 +372,6 @@ class KeyValueStore(Generic[M]):
             record.expires,
         )
 
-    def _expiry(self, ttl: float | timedelta | None) -> int | None:
-        """The time in microseconds at which a record with this `ttl` expires."""
-        if ttl is None:
-            return None
-        self._require(Feature.TTL, "ttl=")
-        seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
-        if not seconds > 0:
-            raise ValueError(f"ttl is {ttl!r}, and must be more than 0 seconds.")
-        if seconds > _LAST_TIME / 1e6:
-            raise ValueError(f"ttl is {ttl!r}; pass None for a record that never expires.")
-        return min(self._clock() + math.ceil(seconds * 1e6), _LAST_TIME)
-
-    def _require(self, feature: Feature, what: str) -> None:
-        if feature not in self._records.features:
-            declared = ", ".join(sorted(has.name for has in self._records.features)) or "nothing"
-            raise NotSupported(
-                f"{what} needs a store that declares {feature.name}; {self._namespace!r} is in "
-                f"{type(self._records).__name__}, which declares {declared}."
-            )
-
     def _missing(self, key: str) -> KeyMissing:
         return KeyMissing(f"{self._namespace!r} has no record {key!r}.", remedy="set() or create()")
 
@@ -396,7 +380,3 @@ def _check_range(prefix: str, after: str | None = None) -> None:
     for key in (prefix, after):
         if key:
             check_key(key)
-
-
-def _datetime(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)

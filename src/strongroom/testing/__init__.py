@@ -1,4 +1,4 @@
-"""For authors of providers: a suite that says when one is right, faults to inject, a leak scan."""
+"""For authors of agents: `serving`. For authors of providers: a conformance suite and faults."""
 
 from strongroom.testing.conformance import (
     CASES,
@@ -10,6 +10,7 @@ from strongroom.testing.conformance import (
 )
 from strongroom.testing.faults import FaultyStore
 from strongroom.testing.leaks import Leak, leak_scan
+from strongroom.testing.serving import serving
 from strongroom.testing.trial import Case, ManualClock
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "conformance",
     "conformance_tests",
     "leak_scan",
+    "serving",
 ]

@@ -1,4 +1,4 @@
-"""Runs the cases that say when a provider is right, in pytest or without any framework."""
+"""Runs the cases that check a provider, in pytest or without any framework."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from pathlib import Path
 
 from strongroom.storage import Feature
 from strongroom.testing.cases import provider, record, typed, watch
-from strongroom.testing.trial import ALL_CASES, Case, Make, Trial
+from strongroom.testing.trial import Case, Make, Trial
 
 __all__ = ["CASES", "SLOW_CASES", "Outcome", "Report", "conformance", "conformance_tests"]
 
-_MODULES = (provider, record, typed, watch)  # which filled ALL_CASES
+_ALL_CASES = [
+    case
+    for module in (provider, record, typed, watch)
+    for case in vars(module).values()
+    if isinstance(case, Case)
+]
+CASES = tuple(case for case in _ALL_CASES if not case.slow)
+"""Cases that take well under a second each."""
+SLOW_CASES = tuple(case for case in _ALL_CASES if case.slow)
+"""Cases with large values and many records."""
 
-CASES = tuple(case for case in ALL_CASES if not case.slow)
-"""The cases that take well under a second each."""
-SLOW_CASES = tuple(case for case in ALL_CASES if case.slow)
-"""The cases of large values and many records."""
-
-DEADLINE = 60.0
+DEADLINE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one case ended. It was skipped where `lacks` names features that are not declared."""
+    """How one case ended. It was skipped if `lacks` has features that are not declared."""
 
     case: Case
     lacks: frozenset[Feature] = frozenset()
@@ -43,7 +47,7 @@ class Outcome:
 
 @dataclass
 class Report:
-    """What a provider declares, and whether that is so. `print(report)` shows all of it."""
+    """What a provider declares, and how the cases ended. Show it with `print(report)`."""
 
     features: frozenset[Feature] = frozenset()
     outcomes: list[Outcome] = field(default_factory=list)
@@ -71,18 +75,18 @@ class Report:
 
 
 async def conformance(
-    make: Make, *, cases: Sequence[Case] = CASES + SLOW_CASES, deadline: float = DEADLINE
+    make: Make, *, cases: Sequence[Case] = CASES + SLOW_CASES, deadline: float = DEADLINE_SECONDS
 ) -> Report:
-    """Try `cases` on a provider, each on fresh names and in an empty directory of its own.
+    """Run `cases` on a provider, each with new names and in a new directory.
 
     >>> report = asyncio.run(conformance(MyProvider))
     >>> print(report)
 
     Args:
-        make: The provider's class, or a function that takes settings and clock as it does. Called
-            twice with the same settings it gives a provider of the same data.
-        cases: Which cases to try.
-        deadline: How many seconds each may take.
+        make: The provider's class, or a function with the same arguments, settings and clock.
+            Calling it again with the same settings must give a provider of the same data.
+        cases: Which cases to run.
+        deadline: Seconds that each may take.
     """
     report = Report()
     with tempfile.TemporaryDirectory(prefix="strongroom-") as directory:
@@ -94,9 +98,9 @@ async def conformance(
 
 
 def conformance_tests(
-    make: Make, *, cases: Sequence[Case] = CASES + SLOW_CASES, deadline: float = DEADLINE
+    make: Make, *, cases: Sequence[Case] = CASES + SLOW_CASES, deadline: float = DEADLINE_SECONDS
 ) -> Callable[..., None]:
-    """The suite as a parametrised test of pytest; one line for a provider.
+    """The suite as a parametrised test of pytest.
 
     >>> test_my_provider = conformance_tests(MyProvider)
     """
@@ -123,8 +127,8 @@ async def _features(make: Make, directory: Path) -> frozenset[Feature]:
 
 
 async def _try(case: Case, make: Make, directory: Path, deadline: float) -> Outcome:
-    trial = Trial(make, directory)
     try:
+        trial = Trial(make, directory)
         async with asyncio.timeout(deadline):
             await trial.start()
             try:
@@ -133,6 +137,6 @@ async def _try(case: Case, make: Make, directory: Path, deadline: float) -> Outc
                     await case.run(trial)
             finally:
                 await trial.provider.close()
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is this case's outcome
+    except Exception as error:  # noqa: BLE001  # any error is the outcome of this case
         return Outcome(case, error=error)
     return Outcome(case, lacks=lacks)

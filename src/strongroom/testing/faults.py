@@ -1,4 +1,4 @@
-"""A store that fails when it is told to, for tests of what stands above it."""
+"""A store that fails on request, for tests of the code that uses it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ T = TypeVar("T")
 
 
 class FaultyStore(RecordStore):
-    """Stands before another store, and fails or delays the calls that it is told to.
+    """Passes calls on to another store, and fails or delays those that a test chooses.
 
     >>> store = FaultyStore(await provider.open("notes"))
     >>> notes = KeyValueStore(store, Note, "notes")
     >>> store.reject("apply")
     >>> await notes.set("a", Note(text="x"))
-    StoreUnavailable: ...
+    Traceback (most recent call last):
+    strongroom.errors.StoreUnavailable: apply() was made to fail.
     """
 
     def __init__(self, store: RecordStore) -> None:
@@ -34,16 +35,16 @@ class FaultyStore(RecordStore):
         self._open.set()
 
     def reject(self, method: str, times: int = 1, error: Exception | None = None) -> None:
-        """Let the next calls of `method` raise `error`, and do nothing."""
+        """Let the next `times` calls of `method` raise `error` without doing anything."""
         self._rejected += [(method, error or _refused(method))] * times
 
     def lose_answer(self, method: str, times: int = 1, error: Exception | None = None) -> None:
-        """Let the next calls of `method` be carried out, and raise `error` all the same."""
+        """Let the next `times` calls of `method` do their work, and raise `error` nevertheless."""
         self._lost += [(method, error or _refused(method))] * times
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let all calls wait until the block ends."""
+        """Let all calls wait until the end of the block."""
         self._open.clear()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Looks for stored text in files that should show none of it."""
+"""Searches files for stored text that they must not contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHORTEST = 8
 
 
 class Leak(NamedTuple):
-    """Where text was found. `offset` is None where it stands in the file's name."""
+    """Where text was found. `offset` is None if it is in the name of the file."""
 
     path: Path
     offset: int | None
@@ -28,8 +28,8 @@ def leak_scan(directory: Path, needles: Iterable[str]) -> list[Leak]:
     []
 
     Each text is searched for as UTF-8, UTF-16, hexadecimal and Base64, and in pieces of 16 bytes:
-    a database breaks values up at its pages, and a text of 32 bytes leaves a piece whole then. A
-    leak is told once for each piece, form and MiB of a file.
+    a database splits values at the ends of its pages, which leaves one piece of a text of 32 bytes
+    whole. A leak is reported once for each piece, form and MiB of a file.
 
     Raises:
         ValueError: A needle is so short that it would be found by chance.
@@ -52,14 +52,14 @@ def _scan_file(path: Path, patterns: Mapping[bytes, tuple[str, str]]) -> Iterato
             while chunk := file.read(CHUNK_BYTES):
                 window = tail + chunk
                 for pattern, found in patterns.items():
-                    # What lies wholly in the tail was found in the round before.
+                    # A match within the tail was already found in the chunk before.
                     at = window.find(pattern, max(0, len(tail) - len(pattern) + 1))
                     if at >= 0:
                         yield Leak(path, start - len(tail) + at, *found)
                 start += len(chunk)
                 tail = window[-overlap:] if overlap else b""
     except FileNotFoundError:
-        return  # a store at work removes its temporary files
+        return  # a store in use removes its temporary files
 
 
 def _forms(needle: str) -> Iterator[tuple[str, bytes]]:
@@ -76,7 +76,7 @@ def _forms(needle: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
-    """Cut `data` up, so that one cut by a page's end leaves a piece whole."""
+    """Pieces of `data`, so that the end of a page splits only one of them."""
     for start in range(0, len(data), PIECE_BYTES):
         yield data[start : start + PIECE_BYTES]
         if len(data) - start < 2 * PIECE_BYTES:
@@ -85,10 +85,10 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 
 
 def _base64(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The Base64 of `data` wherever it stands in a longer text: at three offsets, inner part."""
+    """What `data` becomes within a longer Base64 text, at each of the three offsets."""
     for shift in range(3):
         encoded = base64.b64encode(bytes(shift) + data)
-        # The first and last characters also depend on what stands before and behind.
+        # The first and last characters also depend on the bytes before and after.
         first = (0, 2, 3)[shift]
         last = len(encoded) - (0, 3, 2)[(shift + len(data)) % 3]
         inner = encoded[first:last]

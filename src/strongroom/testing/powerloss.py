@@ -1,8 +1,8 @@
-"""A disk that fails: what it was told is recorded, and it can refuse, or lose what was not synced.
+"""A disk that fails: it records all operations, and can refuse them, or lose what was not synced.
 
-A recording sees each write, sync, rename and deletion in one directory: those of SQLite through a
-VFS of ours below the encryption, the others through `os`. From it follows what a disk may hold
-after a power loss at any moment.
+It records each write, sync, rename and deletion in one directory: those of SQLite through its own
+VFS below the encryption, the others by patching `os`. From the record it computes what a disk may
+contain after a power loss at any moment.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from unittest import mock
 
 import apsw
 
+from strongroom.disk.directory import JOURNAL_SUFFIX, LOG_SUFFIX, SHARED_MEMORY_SUFFIX
+
 SECTOR = 512
 _VFS = "strongroom-recorded"
-_ENCRYPTING = f"multipleciphers-{_VFS}"  # SQLite3 Multiple Ciphers offers it by itself
+_ENCRYPTING = f"multipleciphers-{_VFS}"  # SQLite3 Multiple Ciphers adds this one
 
 
 class Loss(enum.Enum):
-    """What becomes of that which was not synced when the power went."""
+    """What happens to operations that were not synced before a power loss."""
 
     ALL = "all is lost"
     SOME = "some sectors were written, in any order, and the first few changes of names"
@@ -36,7 +38,7 @@ class Loss(enum.Enum):
 
 
 class Operation(NamedTuple):
-    """One thing that the disk was told, or a `note` of who told it."""
+    """One operation on the disk, or a `note` of the test."""
 
     kind: str
     name: str = ""
@@ -45,7 +47,7 @@ class Operation(NamedTuple):
 
 
 class Disk:
-    """Records what happens to the files in one directory.
+    """Records the operations on the files in one directory.
 
     >>> disk = Disk(Path("data"))
     >>> with disk.recorded():
@@ -54,30 +56,30 @@ class Disk:
     >>> for moment in range(len(disk.operations)):
     ...     disk.after_power_loss(moment, Loss.SOME, Random(moment), into=Path(f"lost-{moment}"))
 
-    Nothing may rename a file that is open.
+    No open file may be renamed.
     """
 
     def __init__(self, directory: Path) -> None:
         self.operations: list[Operation] = []
-        """What was told so far, in order."""
+        """All operations so far, in order."""
         self.refuse: Callable[[Operation], int | None] = lambda _: None
-        """Asked before each operation: an `errno` with which it fails, or None."""
+        """Called before each operation; returns an `errno` to make it fail, or None."""
         self._directory = directory
         self._before = _read_all(directory)
         self._turn = threading.Lock()
 
     def note(self, what: object) -> None:
-        """Put a note into the record, such as what was acknowledged."""
+        """Add a note to the record, such as a write that was acknowledged."""
         with self._turn:
             self.operations.append(Operation("note", argument=what))
 
     def notes(self, moment: int) -> list[Any]:
-        """The notes from before a moment, a number of operations."""
+        """The notes before a moment, which is a number of operations."""
         return [o.argument for o in self.operations[:moment] if o.kind == "note"]
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """Within the block, what is opened in the directory is recorded."""
+        """Record the files of the directory that are opened within the block."""
         usual, vfs = apsw.vfs_names()[0], _recorded_vfs()
         apsw.set_default_vfs(_ENCRYPTING)
         vfs.disk = self
@@ -91,26 +93,26 @@ class Disk:
             apsw.set_default_vfs(usual)
 
     def after_power_loss(self, moment: int, loss: Loss, chance: Random, *, into: Path) -> None:
-        """Make the directory `into` as this one may be when the power goes before a moment."""
+        """Create the directory `into` as this one may be after a power loss at a moment."""
         image = _Image(self._before)
         for operation in self.operations[:moment]:
-            image.tell(operation)
+            image.apply(operation)
         into.mkdir(mode=0o700)
         for name, content in image.after(loss, chance).items():
             (into / name).write_bytes(content)
             (into / name).chmod(0o600)
 
     def inside(self, path: str | os.PathLike[str]) -> str | None:
-        """A file's name in the directory; "" for the directory itself, None for what is outside."""
+        """A file's name in the directory; "" for the directory itself, None for other paths."""
         path = Path(path)
         if path == self._directory:
             return ""
-        inside = path.parent == self._directory and not path.name.endswith("-shm")
+        inside = path.parent == self._directory and not path.name.endswith(SHARED_MEMORY_SUFFIX)
         return path.name if inside else None
 
     @contextlib.contextmanager
-    def telling(self, *operations: Operation) -> Iterator[None]:
-        """Record operations once the block has carried them out, unless they are refused."""
+    def recording(self, *operations: Operation) -> Iterator[None]:
+        """Record operations after the block has done them, unless they are refused."""
         with self._turn:
             for operation in operations:
                 if code := self.refuse(operation):
@@ -134,7 +136,7 @@ class _RecordedVFS(apsw.VFS):
         if not self.disk or not inside:
             return apsw.VFSFile("unix", name, flags)
         made = [] if Path(path).exists() else [Operation("create", inside)]
-        with _refusing_as_sqlite(), self.disk.telling(*made):
+        with _refusing_as_sqlite(), self.disk.recording(*made):
             return _RecordedFile(self.disk, inside, name, flags)
 
     def xDelete(self, path: str, syncdir: bool) -> None:  # noqa: FBT001, N802  # SQLite's form
@@ -142,16 +144,16 @@ class _RecordedVFS(apsw.VFS):
         if not self.disk or not inside:
             super().xDelete(path, syncdir)
             return
-        told = [Operation("remove", inside), *([Operation("sync names")] if syncdir else [])]
-        with _refusing_as_sqlite(), self.disk.telling(*told):
+        operations = [Operation("remove", inside), *([Operation("sync names")] if syncdir else [])]
+        with _refusing_as_sqlite(), self.disk.recording(*operations):
             super().xDelete(path, syncdir)
 
 
 @functools.cache
 def _recorded_vfs() -> _RecordedVFS:
-    """The VFS, there once and for good: SQLite3 Multiple Ciphers keeps hold of it."""
+    """The one VFS of the process: SQLite3 Multiple Ciphers keeps a reference to it."""
     vfs = _RecordedVFS()
-    apsw.Connection(":memory:", vfs=_ENCRYPTING).close()  # makes it known by this name
+    apsw.Connection(":memory:", vfs=_ENCRYPTING).close()  # registers it under this name
     return vfs
 
 
@@ -159,31 +161,31 @@ class _RecordedFile(apsw.VFSFile):
     def __init__(self, disk: Disk, inside: str, name: Any, flags: list[int]) -> None:
         self._disk = disk
         self._inside = inside
-        # Of a log that it makes, SQLite's VFS syncs the name with the first sync of the file.
-        self._syncs_name = inside.endswith(("-wal", "-journal"))
+        # When SQLite creates a log, its VFS also syncs the name, with the first sync of the file.
+        self._syncs_name = inside.endswith((LOG_SUFFIX, JOURNAL_SUFFIX))
         super().__init__("unix", name, flags)
 
     def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
         operation = Operation("write", self._inside, offset, bytes(data))
-        with _refusing_as_sqlite(), self._disk.telling(operation):
+        with _refusing_as_sqlite(), self._disk.recording(operation):
             super().xWrite(data, offset)
 
     def xTruncate(self, size: int) -> None:  # noqa: N802
-        with _refusing_as_sqlite(), self._disk.telling(Operation("cut", self._inside, size)):
+        with _refusing_as_sqlite(), self._disk.recording(Operation("cut", self._inside, size)):
             super().xTruncate(size)
 
     def xSync(self, flags: int) -> None:  # noqa: N802
-        told = [Operation("sync", self._inside)]
+        operations = [Operation("sync", self._inside)]
         if self._syncs_name:
-            told.append(Operation("sync names"))
-        with _refusing_as_sqlite(), self._disk.telling(*told):
+            operations.append(Operation("sync names"))
+        with _refusing_as_sqlite(), self._disk.recording(*operations):
             super().xSync(flags)
         self._syncs_name = False
 
 
 @contextlib.contextmanager
 def _refusing_as_sqlite() -> Iterator[None]:
-    """Raise what makes SQLite see the error of a disk."""
+    """Turn an OSError into the error that SQLite gets from a failing disk."""
     try:
         yield
     except OSError as error:
@@ -192,29 +194,29 @@ def _refusing_as_sqlite() -> Iterator[None]:
 
 
 def _recorded_calls(disk: Disk) -> dict[str, Callable[..., Any]]:
-    """The functions of `os` that change names or sync, recording."""
+    """Functions that replace those of `os` that change names or sync, and record."""
     opened: dict[int, str | None] = {}
     usual_open, usual_sync = os.open, os.fsync
 
     def open_recorded(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
         inside = disk.inside(path)
         made = inside and flags & os.O_CREAT and not Path(path).exists()
-        with disk.telling(*([Operation("create", inside)] if inside and made else [])):
+        with disk.recording(*([Operation("create", inside)] if inside and made else [])):
             descriptor = usual_open(path, flags, mode, **options)
         opened[descriptor] = inside
         return descriptor
 
     def sync_recorded(descriptor: int) -> None:
         inside = opened.get(descriptor)
-        told = Operation("sync", inside) if inside else Operation("sync names")
-        with disk.telling(*([] if inside is None else [told])):
+        operation = Operation("sync", inside) if inside else Operation("sync names")
+        with disk.recording(*([] if inside is None else [operation])):
             usual_sync(descriptor)
 
     def naming(kind: str, call: Callable[..., None]) -> Callable[..., None]:
         def recorded(path: Any, *others: Any, **options: Any) -> None:
             inside = disk.inside(path)
             target = disk.inside(others[0]) if others else None
-            with disk.telling(*([Operation(kind, inside, target)] if inside else [])):
+            with disk.recording(*([Operation(kind, inside, target)] if inside else [])):
                 call(path, *others, **options)
 
         return recorded
@@ -228,21 +230,21 @@ def _recorded_calls(disk: Disk) -> dict[str, Callable[..., Any]]:
 
 
 class _Change(NamedTuple):
-    """A write to a file, or with `data` None its cutting to a size, that was not synced yet."""
+    """A write to a file that was not synced yet; with `data` None, a truncation to `offset`."""
 
     offset: int
     data: bytes | None
 
 
 class _File:
-    """A file's content on the disk, and what it was told since."""
+    """A file's content on the disk, and the changes since its last sync."""
 
     def __init__(self, content: bytes = b"") -> None:
         self.content = bytearray(content)
         self.pending: list[_Change] = []
 
     def sync(self) -> None:
-        """Put on the disk what was told."""
+        """Apply the changes to the disk."""
         _write(self.content, self.pending)
         self.pending.clear()
 
@@ -259,32 +261,36 @@ class _File:
 
 
 class _Image:
-    """The files by name: as a reader sees them, and as they are on the disk with what changed."""
+    """The files by name: as a reader sees them, and as the disk has them, with pending changes."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self._files = {name: _File(content) for name, content in files.items()}
         self._synced = dict(self._files)
         self._pending: list[dict[str, _File | None]] = []
 
-    def tell(self, told: Operation) -> None:
-        match told.kind:
+    def apply(self, operation: Operation) -> None:
+        match operation.kind:
             case "write":
-                self._files[told.name].pending.append(_Change(told.argument, told.data))
+                self._files[operation.name].pending.append(
+                    _Change(operation.argument, operation.data)
+                )
             case "cut":
-                self._files[told.name].pending.append(_Change(told.argument, None))
+                self._files[operation.name].pending.append(_Change(operation.argument, None))
             case "sync":
-                self._files[told.name].sync()
+                self._files[operation.name].sync()
             case "sync names":
                 _rename(self._synced, self._pending)
                 self._pending.clear()
             case "create":
-                self._change({told.name: _File()})
+                self._change({operation.name: _File()})
             case "remove":
-                self._change({told.name: None})
+                self._change({operation.name: None})
             case "link":
-                self._change({told.argument: self._files[told.name]})
+                self._change({operation.argument: self._files[operation.name]})
             case "rename":
-                self._change({told.argument: self._files[told.name], told.name: None})
+                self._change(
+                    {operation.argument: self._files[operation.name], operation.name: None}
+                )
 
     def after(self, loss: Loss, chance: Random) -> dict[str, bytes]:
         kept = {Loss.ALL: 0, Loss.TORN: len(self._pending)}
@@ -316,7 +322,7 @@ def _write(content: bytearray, changes: Iterable[_Change]) -> None:
 
 
 def _sectors(change: _Change) -> list[_Change]:
-    """A write in the pieces that a disk writes whole."""
+    """A write split into sectors, which a disk writes whole."""
     if not change.data:
         return [change]
     start, end = change.offset, change.offset + len(change.data)
@@ -332,5 +338,5 @@ def _read_all(directory: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes()
         for path in directory.iterdir()
-        if path.is_file() and not path.name.endswith("-shm")
+        if path.is_file() and not path.name.endswith(SHARED_MEMORY_SUFFIX)
     }

@@ -1,4 +1,4 @@
-"""What a case of the conformance suite works with: a provider, fresh names, and a clock to turn."""
+"""What the cases of the conformance suite work with: a provider, new names, and a manual clock."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from strongroom.settings import StorageSettings
 from strongroom.storage import Clock, Feature, Record, RecordStore, StorageProvider, Write
 
 Make = Callable[[StorageSettings, Clock], StorageProvider]
-"""Makes a provider: the provider's class itself, or a function that also sets it up."""
+"""Makes a provider from settings and a clock: its class, or a function that configures it."""
 
-SHOWN = 300  # characters of a value in a failure's sentence
+SHOWN = 300  # characters of a value in the message of a failure
 
 E = TypeVar("E", bound=BaseException)
 
 
 class ManualClock:
-    """A clock that stands still until it is turned.
+    """A clock that moves only by `advance`.
 
     >>> clock = ManualClock()
     >>> clock.advance(60)
@@ -35,12 +35,15 @@ class ManualClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Move the clock forward."""
         self.now += round(seconds * 1e6)
 
 
 class Trial:
-    """One provider for one case. Called `make` again on the same settings, it finds its data."""
+    """The provider under test, for one case.
+
+    Calling `make` again with the same settings must give a provider of the same data.
+    """
 
     def __init__(self, make: Make, directory: Path) -> None:
         self.clock = ManualClock()
@@ -49,26 +52,30 @@ class Trial:
         self._settings = StorageSettings(profile="conformance", directory=directory)
         self._names = uuid.uuid4().hex[:12]
         self._named = 0
-        self.provider: StorageProvider
+        self.provider = make(self._settings, self.clock)
 
     async def start(self) -> None:
-        """Make the provider."""
-        self.provider = self._make(self._settings, self.clock)
+        """Start the provider."""
         await self.provider.start()
 
-    async def reopen(self, namespace: str) -> RecordStore:
-        """Close the provider, make it again, and open `namespace`, as a restart does."""
-        await self.provider.close()
+    async def restart(self) -> None:
+        """Make the provider again, after it was closed, and start it."""
+        self.provider = self._make(self._settings, self.clock)
         await self.start()
+
+    async def reopen(self, namespace: str) -> RecordStore:
+        """Restart the provider and open `namespace`."""
+        await self.provider.close()
+        await self.restart()
         return await self.provider.open(namespace)
 
     def name(self) -> str:
-        """A namespace that nobody has used."""
+        """A new name for a namespace."""
         self._named += 1
         return f"Trial.{self._names}_{self._named}"
 
     async def store(self, **values: bytes) -> RecordStore:
-        """A fresh namespace that holds `values`, written in their order."""
+        """A new namespace with `values`, written in their order."""
         store = await self.provider.open(self.name())
         await put(store, values.items())
         return store
@@ -76,7 +83,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """One sentence of the contract, and the function that tries it."""
+    """One sentence of the contract, and the function that checks it."""
 
     name: str
     run: Callable[[Trial], Awaitable[None]]
@@ -84,27 +91,23 @@ class Case:
     slow: bool
 
 
-ALL_CASES: list[Case] = []
-
-
 def case(
     *needs: Feature, slow: bool = False
-) -> Callable[[Callable[[Trial], Awaitable[None]]], Callable[[Trial], Awaitable[None]]]:
-    """Make a case of a function whose name is its sentence; it runs where `needs` are declared."""
+) -> Callable[[Callable[[Trial], Awaitable[None]]], Case]:
+    """Make a function a case. Its name is the sentence; it runs if `needs` are declared."""
 
-    def register(run: Callable[[Trial], Awaitable[None]]) -> Callable[[Trial], Awaitable[None]]:
+    def make(run: Callable[[Trial], Awaitable[None]]) -> Case:
         name = getattr(run, "__name__", "").replace("_", " ")
-        ALL_CASES.append(Case(name, run, frozenset(needs), slow))
-        return run
+        return Case(name, run, frozenset(needs), slow)
 
-    return register
+    return make
 
 
 # --- shorthands for the cases ---------------------------------------------------------------------
 
 
 async def put(store: RecordStore, items: Iterable[tuple[str, bytes]]) -> list[int]:
-    """Write one after the other, since several at once need ATOMIC."""
+    """Write one after the other, since writing several at once needs ATOMIC."""
     return [(await store.apply([Write(key, value)]))[0] for key, value in items]
 
 
@@ -115,7 +118,7 @@ async def get(store: RecordStore, key: str) -> Record | None:
 
 
 async def present(store: RecordStore, key: str) -> Record:
-    """Read one record that must be there."""
+    """Read one record that must exist."""
     record = await get(store, key)
     if record is None:
         raise AssertionError(f"the record {key!r} is missing")
@@ -125,25 +128,25 @@ async def present(store: RecordStore, key: str) -> Record:
 async def everything(store: RecordStore, prefix: str = "") -> dict[str, bytes]:
     """All records, as one snapshot."""
     page = await store.scan(prefix, limit=None, max_bytes=None)
-    holds(not page.more, "a scan without limits says that there is no more")
+    holds(not page.more, "a scan without limits has no more")
     return {record.key: record.value for record in page.records}
 
 
 def same(found: Any, wanted: Any, what: str) -> None:
-    """Fail unless both are equal. Not `assert`, which says nothing without a test framework."""
+    """Fail unless both are equal. `assert` would show no values without a test framework."""
     if found != wanted:
         raise AssertionError(f"{what}: found {_short(found)}, expected {_short(wanted)}")
 
 
 def holds(condition: object, what: str) -> None:
-    """Fail unless `condition` is true; `what` says what should have been."""
+    """Fail unless `condition` is true; `what` is the condition in words."""
     if not condition:
-        raise AssertionError(f"not so: {what}")
+        raise AssertionError(f"this does not hold: {what}")
 
 
 @contextmanager
 def raises(kind: type[E], what: str) -> Iterator[list[E]]:
-    """Fail unless the block raises `kind`, which is then the one item of the list given."""
+    """Fail unless the block raises `kind`. The list returned then has the error."""
     raised: list[E] = []
     try:
         yield raised

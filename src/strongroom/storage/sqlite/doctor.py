@@ -1,7 +1,7 @@
-"""Is my data safe? Looks at everything that a directory holds, and changes nothing.
+"""Is my data safe? Checks everything in a data directory, and changes nothing.
 
-On a running node it reads beside the node's own work; on a directory at rest it reads a private
-copy of each file, since opening a database may already change what stands beside it.
+On a running node it reads while the node works. If no node runs, it reads a private copy of each
+file, since opening a database may already change the files beside it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,25 @@ import apsw
 import msgspec
 
 from strongroom.disk import database
-from strongroom.disk.directory import NETWORK_FILESYSTEMS, filesystem
+from strongroom.disk.directory import NETWORK_FILESYSTEMS, filesystem, log_of
 from strongroom.errors import RecordInvalid, StorageError, StoreUnavailable
-from strongroom.keys.audit import Line
-from strongroom.keys.keystore import State
+from strongroom.keys.audit import AuditLine
+from strongroom.keys.keystore import KeyState
 from strongroom.storage.encoding import split
-from strongroom.storage.records import PAGE_BYTES, PAGE_RECORDS, Record
+from strongroom.storage.provider import NODE_META
+from strongroom.storage.records import OnProgress, Record
 from strongroom.storage.sqlite import tables
-from strongroom.storage.sqlite.files import AUDIT, MARK, META, StoreFiles
+from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, StoreFiles
 from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.typed import KeyValueStore
 
 NAMED_RECORDS = 5
-STEPS = 100_000  # of SQLite's machine between two looks at how far it is
+STEPS = 100_000  # of SQLite's virtual machine between two reports of progress
 _OK, _NOTE, _PROBLEM = "ok", "note", "problem"
-
-Tell = Callable[[str, int, int], None]
-"""Called with what is being done, and how many bytes of it are done, of how many."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at. `level` is ok, note or problem; a problem has a remedy."""
+    """The result of one check. `level` is ok, note or problem; a problem has a remedy."""
 
     level: str
     what: str
@@ -45,36 +43,36 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str | None = None
 
 
-async def examine_running(provider: SqliteProvider, tell: Tell) -> list[Finding]:
-    """Look at the directory of a running node."""
+async def examine_running(provider: SqliteProvider, on_progress: OnProgress) -> list[Finding]:
+    """Check the directory of a running node."""
     findings = list(_surroundings(provider.files))
-    progress = _Bytes(provider.files, tell)
+    progress = _Bytes(provider.files, on_progress)
     for namespace in await provider.namespaces():
         typed = provider.typed.get(namespace)
         reading = _Reading(provider.files, namespace, progress, typed, running=True)
         try:
             store = await provider.open(namespace)
-            findings += await store.examine(reading.findings)
+            findings += await store.connections.run_on_fresh_connection(reading.findings)
         except StorageError as error:
             findings.append(problem(error, namespace))
         progress.end(namespace)
     return findings
 
 
-def examine_at_rest(files: StoreFiles, tell: Tell) -> list[Finding]:
-    """Look at a directory that no node uses."""
-    with files.looked_at():
+def examine_at_rest(files: StoreFiles, on_progress: OnProgress) -> list[Finding]:
+    """Check a directory that no node uses. Blocks."""
+    with files.inspecting():
         findings = [*_surroundings(files), *_strangers(files)]
-        progress = _Bytes(files, tell)
-        namespaces = sorted(files.keystore.entries, key=lambda name: (name != META, name))
-        for namespace in namespaces:  # META first: it tells how far the others have come
+        progress = _Bytes(files, on_progress)
+        namespaces = sorted(files.keystore.entries, key=lambda name: (name != NODE_META, name))
+        for namespace in namespaces:  # NODE_META first, as it has the watermarks of the others
             findings += _examine_copy(files, namespace, progress)
             progress.end(namespace)
         return findings
 
 
 def problem(error: StorageError, namespace: str | None = None) -> Finding:
-    """What an error means to whoever asked the doctor."""
+    """The finding for an error."""
     return Finding(_PROBLEM, error.what, namespace, error.remedy)
 
 
@@ -88,7 +86,7 @@ def _surroundings(files: StoreFiles) -> Iterator[Finding]:
     else:
         yield Finding(
             _NOTE,
-            "The profile sqlite keeps everything in clear.",
+            "The profile sqlite encrypts nothing.",
             remedy="FAME_STORAGE_PROFILE=encrypted-sqlite, with another directory",
         )
     yield from _modes(directory)
@@ -100,20 +98,22 @@ def _surroundings(files: StoreFiles) -> Iterator[Finding]:
             remedy="a directory on a local disk",
         )
     else:
-        yield Finding(_OK, f"The filesystem ({kind or 'local'}) is fit for write-ahead logging.")
+        yield Finding(
+            _OK, f"The filesystem ({kind or 'local'}) is suitable for write-ahead logging."
+        )
     yield _free_space(files)
-    rotating = [name for name, e in keystore.entries.items() if e.state is State.ROTATING]
+    rotating = [name for name, e in keystore.entries.items() if e.state is KeyState.ROTATING]
     if rotating:
         yield Finding(
             _NOTE,
-            f"A rotation of data keys was cut short: {', '.join(sorted(rotating))} are left.",
+            f"A rotation of data keys was interrupted. It left: {', '.join(sorted(rotating))}.",
             remedy="strongroom key rotate --data",
         )
     if keystore.retired:
         yield Finding(
             _NOTE,
-            f"{len(keystore.retired)} data keys are retired: no store is under them, backups from "
-            "before their rotation may be.",
+            f"{len(keystore.retired)} data keys are retired: no store is under them, but backups "
+            "from before their rotation may be.",
         )
 
 
@@ -124,11 +124,11 @@ def _modes(directory: Path) -> Iterator[Finding]:
     for path in open_to_others:
         yield Finding(
             _PROBLEM,
-            f"{path} may be used by others than its owner (mode {path.stat().st_mode & 0o777:o}).",
+            f"Others than the owner can access {path} (mode {path.stat().st_mode & 0o777:o}).",
             remedy=f"chmod {'700' if path.is_dir() else '600'} {path}",
         )
     if not open_to_others:
-        yield Finding(_OK, "The directory and its files are for their owner alone.")
+        yield Finding(_OK, "Only their owner can access the directory and its files.")
 
 
 def _free_space(files: StoreFiles) -> Finding:
@@ -137,16 +137,16 @@ def _free_space(files: StoreFiles) -> Finding:
     if free < 2 * largest:
         return Finding(
             _PROBLEM,
-            f"{free:,} bytes are free, and the largest store has {largest:,}: a rotation of its "
-            "key needs as many, and a log may grow.",
+            f"{free:,} bytes are free, and the largest store has {largest:,}: rotating its key "
+            "needs space for a copy, and its log may grow.",
             remedy="free some space",
         )
     return Finding(_OK, f"{free:,} bytes are free; the largest store has {largest:,}.")
 
 
 def _strangers(files: StoreFiles) -> Iterator[Finding]:
-    own = {files.path(name) for name in (*files.keystore.entries, "__keystore")}
-    for path in sorted(files.directory.glob(f"*{files.suffix}")):
+    own = {files.path(name) for name in files.keystore.entries}
+    for path in files.stores():
         if path not in own:
             yield Finding(
                 _PROBLEM,
@@ -156,7 +156,7 @@ def _strangers(files: StoreFiles) -> Iterator[Finding]:
 
 
 def _size(path: Path) -> int:
-    log = path.with_name(path.name + "-wal")
+    log = log_of(path)
     return sum(p.stat().st_size for p in (path, log) if p.exists())
 
 
@@ -164,27 +164,27 @@ def _size(path: Path) -> int:
 
 
 class _Bytes:
-    """How many bytes of all stores were read."""
+    """Reports how many bytes of all stores were read."""
 
-    def __init__(self, files: StoreFiles, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, files: StoreFiles, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
         self._sizes = {n: _size(files.path(n)) for n in files.keystore.entries}
         self._total = sum(self._sizes.values())
         self._ended = 0
 
     def within(self, namespace: str, part: float) -> None:
-        """Some part of a store is read."""
+        """This part of a store, from 0 to 1, was read."""
         done = self._ended + int(min(part, 1) * self._sizes.get(namespace, 0))
-        self._tell(namespace, done, self._total)
+        self._on_progress(namespace, done, self._total)
 
     def end(self, namespace: str) -> None:
-        """A store is read."""
+        """A store was read completely."""
         self._ended += self._sizes.get(namespace, 0)
-        self._tell(namespace, self._ended, self._total)
+        self._on_progress(namespace, self._ended, self._total)
 
 
 class _Reading:
-    """Reads all of one store: every page is authenticated, every record parsed."""
+    """Reads one store completely: authenticates every page, parses every record."""
 
     def __init__(
         self,
@@ -196,32 +196,32 @@ class _Reading:
         running: bool = False,
     ) -> None:
         self._running = running
-        self._trail = files.keystore.trail.copy()
+        self._chain = files.keystore.chain.copy()
         self._files = files
         self._store = store
         self._namespace = namespace
         self._progress = progress
         self._invalid: list[str] = []
         self._unknown = 0
-        self._audit: list[Line] = []
+        self._audit: list[AuditLine] = []
 
     def findings(self, connection: apsw.Connection) -> list[Finding]:
-        """What is to be said of the store.
+        """The findings about the store.
 
         Raises:
             StoreDamaged: A page holds bytes that were never valid.
         """
-        pages = self._check_pages(connection)
+        messages = self._check_pages(connection)
         count = self._check_records(connection)
         key = self._files.keystore.entries[self._namespace].key.id
         found = [
             Finding(
                 _PROBLEM,
-                f"The structure of the file is wrong: {said}",
+                f"The structure of the file is wrong: {message}",
                 self._namespace,
                 "put the file back from a backup",
             )
-            for said in pages
+            for message in messages
         ]
         found += [
             Finding(
@@ -233,9 +233,9 @@ class _Reading:
             for what in self._invalid[:NAMED_RECORDS]
         ]
         if self._unknown:
-            what = f"{self._unknown} records are in no format known here; they were not parsed."
+            what = f"{self._unknown} records have an unknown format and were not parsed."
             found.append(Finding(_NOTE, what, self._namespace))
-        if self._namespace == META:
+        if self._namespace == NODE_META:
             found.append(self._check_audit())
         if not any(finding.level == _PROBLEM for finding in found):
             size = int(connection.execute("PRAGMA page_count").get)
@@ -246,31 +246,22 @@ class _Reading:
     def _check_pages(self, connection: apsw.Connection) -> list[str]:
         total = int(connection.execute("PRAGMA page_count").get)
 
-        def look() -> bool:
+        def report() -> bool:
             read, _ = connection.status(apsw.SQLITE_DBSTATUS_CACHE_MISS)
             self._progress.within(self._namespace, read / (2 * max(total, 1)))
             return False
 
-        connection.set_progress_handler(look, STEPS)
-        said = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
+        connection.set_progress_handler(report, STEPS)
+        messages = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
         connection.set_progress_handler(None)
-        return [] if said == ["ok"] else said
+        return [] if messages == ["ok"] else messages
 
     def _check_records(self, connection: apsw.Connection) -> int:
         now = self._files.clock()
         total = tables.count(connection, "", now)
         count, after, more = 0, None, True
         while more:
-            page = tables.scan(
-                connection,
-                "",
-                after=after,
-                limit=PAGE_RECORDS,
-                max_bytes=PAGE_BYTES,
-                reverse=False,
-                values=True,
-                now=now,
-            )
+            page = tables.scan(connection, "", now=now, after=after)
             for record in page.records:
                 self._check_record(record)
             count += len(page.records)
@@ -279,9 +270,9 @@ class _Reading:
         return count
 
     def _check_record(self, record: Record) -> None:
-        if self._namespace == META:
+        if self._namespace == NODE_META:
             if record.key.startswith(AUDIT):
-                self._audit.append(msgspec.json.decode(record.value, type=Line))
+                self._audit.append(msgspec.json.decode(record.value, type=AuditLine))
         elif self._store is not None:
             try:
                 self._store.check(record)
@@ -292,55 +283,50 @@ class _Reading:
 
     def _check_audit(self) -> Finding:
         try:
-            count = self._trail.verify(self._audit, growing=self._running)
+            count = self._chain.verify(self._audit, growing=self._running)
         except StorageError as error:
             return problem(error)
         return Finding(_OK, f"The {count} lines of the audit log are complete and unchanged.")
 
 
 def _remembered(connection: apsw.Connection, now: int) -> list[Record]:
-    known = tables.read_long(connection, "keystore", now)
-    marks = tables.scan(
-        connection,
-        MARK,
-        after=None,
-        limit=None,
-        max_bytes=None,
-        reverse=False,
-        values=True,
-        now=now,
-    )
-    return [*([known] if known else []), *marks.records]
+    seen = tables.read_long(connection, SEEN, now)
+    watermarks = tables.scan(connection, MARK, now=now, limit=None, max_bytes=None)
+    return [*([seen] if seen else []), *watermarks.records]
 
 
 def _examine_copy(files: StoreFiles, namespace: str, progress: _Bytes) -> list[Finding]:
-    """Look at a private copy of a store's file and log."""
+    """Check a private copy of a store's file and log."""
     path = files.path(namespace)
-    if files.keystore.entries[namespace].state is State.NEW:
-        return [Finding(_NOTE, "Its creation was cut short; it is made again.", namespace)]
+    if files.keystore.entries[namespace].state is KeyState.NEW:
+        return [
+            Finding(
+                _NOTE, "Its creation was interrupted. The node will create it again.", namespace
+            )
+        ]
     copies = Path(tempfile.mkdtemp(prefix="strongroom-doctor-"))  # mode 0700
     try:
         key = files.unlock(namespace)
-        for part in (path, path.with_name(path.name + "-wal")):
+        for part in (path, log_of(path)):
             if part.exists():
                 shutil.copyfile(part, copies / part.name)
         with contextlib.closing(database.open_existing(copies / path.name, key)) as connection:
             head = tables.head(connection)
-            if namespace == META:
-                files.recall(_remembered(connection, files.clock()))
+            if namespace == NODE_META:
+                files.load_seen(_remembered(connection, files.clock()))
             files.verify(namespace, head)
             return _Reading(files, namespace, progress).findings(connection)
     except apsw.Error as error:
         return [problem(database.explain(error, path, namespace), namespace)]
     except OSError as error:
-        no_room = StoreUnavailable(
+        no_space = StoreUnavailable(
             f"{path} cannot be copied to {copies}: {error.strerror}.",
-            remedy="TMPDIR=a directory with room",
+            remedy="set TMPDIR to a directory with enough space",
         )
-        return [problem(no_room, namespace)]
+        return [problem(no_space, namespace)]
     except StorageError as error:
         found = problem(error, namespace)
-        told = found.what.replace(str(copies), str(files.directory))
-        return [msgspec.structs.replace(found, what=told)]
+        what = found.what.replace(str(copies), str(files.directory))
+        return [msgspec.structs.replace(found, what=what)]
     finally:
         shutil.rmtree(copies, ignore_errors=True)

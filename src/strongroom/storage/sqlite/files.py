@@ -1,12 +1,13 @@
 """The files of one data directory: which of them belong there, and which key opens each.
 
-What is refused here is refused before a byte is written. All of it waits for the disk: a provider
-calls it on a thread.
+What is refused here is refused before a byte is written. The methods that are not coroutines wait
+for the disk: call them on a thread.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
@@ -22,11 +23,13 @@ from strongroom.disk.directory import (
     remove_with_journals,
     sync_directory,
 )
-from strongroom.disk.header import FileKey, check_plain, read_header, same
+from strongroom.disk.header import check_plain, read_header
+from strongroom.disk.keyfile import KeystoreFile, read_keystore, write_keystore
 from strongroom.errors import (
     ForeignStore,
     KeystoreMissing,
     KeystoreOlder,
+    NotStarted,
     ProfileMismatch,
     SettingsError,
     StoreDamaged,
@@ -36,42 +39,52 @@ from strongroom.errors import (
     StoreSwapped,
     WrongMasterKey,
 )
+from strongroom.keys.derive import FileKey
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
-from strongroom.keys.keystore import DroppedFile, Entry, Keystore, State
+from strongroom.keys.keystore import KeyState, Keystore, KeystoreContents
 from strongroom.keys.master import MasterKey, read_master_key
 from strongroom.settings import StorageSettings
+from strongroom.storage.provider import NODE_META
 from strongroom.storage.records import Clock, Record
 from strongroom.storage.sqlite import tables
+from strongroom.threads import Threads
 
-META = "__node_meta"
+# Keys of the records in NODE_META that are about the files.
 AUDIT = "audit/"
 MARK = "mark/"
+SEEN = "keystore"
+
 PLAIN_SUFFIX = ".db"
 ENCRYPTED_SUFFIX = "_encrypted_value.db"
 
 log = logging.getLogger(__name__)
 
 
-class Mark(msgspec.Struct, frozen=True):
-    """What `__node_meta` remembers of a store, so that an older copy of its file is noticed."""
+class Watermark(msgspec.Struct, frozen=True):
+    """How far a store had come, as NODE_META remembers it: an older copy of the file has less."""
 
     revision: int = 0
     stamp: bytes = b""
 
 
-class Known(msgspec.Struct, frozen=True):
-    """What `__node_meta` remembers of the keystore."""
+class KeystoreSeen(msgspec.Struct, frozen=True):
+    """The newest keystore that was seen, as NODE_META remembers it."""
 
     generation: int
     namespaces: list[str]
 
 
+def file_name(namespace: str, *, encrypts: bool) -> str:
+    """The name of the file of a namespace, or of the keystore."""
+    return namespace + (ENCRYPTED_SUFFIX if encrypts else PLAIN_SUFFIX)
+
+
 class StoreFiles:
     """A data directory, its keystore, and one file for each namespace."""
 
-    keystore: Keystore
-
-    def __init__(self, settings: StorageSettings, clock: Clock, *, encrypts: bool) -> None:
+    def __init__(
+        self, settings: StorageSettings, clock: Clock, threads: Threads, *, encrypts: bool
+    ) -> None:
         if settings.directory is None:
             raise SettingsError(
                 f"The profile {settings.profile} needs FAME_STORAGE_DB_DIRECTORY.",
@@ -79,51 +92,104 @@ class StoreFiles:
             )
         self.directory = settings.directory.absolute()
         self.encrypts = encrypts
-        self.suffix = ENCRYPTED_SUFFIX if encrypts else PLAIN_SUFFIX
-        self.marks: dict[str, Mark] = {}
-        self.known: Known | None = None
-        self._settings = settings
         self.clock = clock
+        self.watermarks: dict[str, Watermark] = {}
+        self.seen: KeystoreSeen | None = None
+        self._settings = settings
+        self._threads = threads
         self._lock: DirectoryLock | None = None
+        self._keystore: Keystore | None = None
+
+    @property
+    def is_acquired(self) -> bool:
+        """Whether the keystore was read."""
+        return self._keystore is not None
+
+    @property
+    def keystore(self) -> Keystore:
+        """The directory's keystore.
+
+        Raises:
+            NotStarted: The directory was not acquired yet.
+        """
+        if self._keystore is None:
+            raise self.not_started()
+        return self._keystore
+
+    def not_started(self) -> NotStarted:
+        """The error for a use of the directory before it was acquired."""
+        return NotStarted(
+            f"The storage in {self.directory} was not started.",
+            remedy="await provider.start(), or open_provider(settings)",
+        )
 
     def path(self, namespace: str) -> Path:
-        """Where the file of a namespace stands."""
-        return self.directory / f"{namespace}{self.suffix}"
+        """Where the file of a namespace is."""
+        return self.directory / file_name(namespace, encrypts=self.encrypts)
+
+    def stores(self) -> list[Path]:
+        """The files of all stores, without the keystore's."""
+        found = self.directory.glob(f"*{file_name('', encrypts=self.encrypts)}")
+        return sorted(path for path in found if path != self.path(KEYSTORE))
 
     # --- the directory ------------------------------------------------------------------------
 
-    def take(self) -> None:
+    async def acquire(self) -> None:
         """Own the directory, and read its keystore or make a new one."""
+        master = await self._threads.run(self._lock_directory)
+        try:
+            keystore = await self._threads.run(self._open_keystore, master)
+        except WrongMasterKey:
+            previous = self._settings.previous_master_key
+            if previous is None or master is None:
+                raise
+            keystore = await self._threads.run(self._open_keystore, MasterKey(previous))
+            await keystore.change_master(master, self.clock(), "at the start")
+            log.warning(
+                "%s was under the previous master key and is now under the new one",
+                self.path(KEYSTORE),
+            )
+        self._keystore = keystore
+
+    def _lock_directory(self) -> MasterKey | None:
         database.check_engine()
-        master = read_master_key(self._settings) if self.encrypts else None
+        master = self._read_master_key()
         make_directory(self.directory)
         check_filesystem(self.directory)
         self._lock = DirectoryLock(self.directory)
         self._check_profile()
+        return master
+
+    def _read_master_key(self) -> MasterKey | None:
+        return read_master_key(self._settings) if self.encrypts else None
+
+    def _open_keystore(self, master: MasterKey | None) -> Keystore:
         path = self.path(KEYSTORE)
         if path.exists():
-            self.keystore = self._open_keystore(path, master)
-            return
-        if stores := self.stores():
+            contents = read_keystore(path, master)
+        elif stores := self.stores():
             raise KeystoreMissing(
-                (
-                    f"{path} is not there, and {stores[0]} and {len(stores) - 1} other stores "
-                    "cannot be opened without it. Nothing was changed."
-                ),
+                f"{path} is not there, and {stores[0]} and {len(stores) - 1} other stores "
+                "cannot be opened without it. Nothing was changed.",
                 remedy="put the keystore back from a backup",
                 path=path,
             )
-        self.keystore = Keystore.create(path, master)
+        else:
+            contents = KeystoreContents(generation=1)
+            write_keystore(path, contents, master, replace=False)
+        return Keystore(KeystoreFile(path, self._threads), master, contents)
 
     @contextlib.contextmanager
-    def looked_at(self) -> Iterator[None]:
+    def inspecting(self) -> Iterator[None]:
         """Own the directory and read its keystore for a block, and write nothing."""
         database.check_engine()
-        master = read_master_key(self._settings) if self.encrypts else None
+        master = self._read_master_key()
         lock = DirectoryLock(self.directory)
         try:
             self._check_profile()
-            self.keystore = Keystore.open(self.path(KEYSTORE), master)
+            path = self.path(KEYSTORE)
+            contents = read_keystore(path, master)
+            self._keystore = Keystore(KeystoreFile(path, self._threads), master, contents)
             yield
         finally:
             lock.release()
@@ -142,46 +208,26 @@ class StoreFiles:
                 ("plain", "sqlite") if self.encrypts else ("encrypted", "encrypted-sqlite")
             )
             raise ProfileMismatch(
-                (
-                    f"{other[0]} is a file of the profile {profile}, and the profile is "
-                    f"{self._settings.profile}: this directory holds {kind} stores. Nothing was "
-                    "changed."
-                ),
+                f"{other[0]} is a file of the profile {profile}, and the profile is "
+                f"{self._settings.profile}: this directory holds {kind} stores. Nothing was "
+                "changed.",
                 remedy=f"FAME_STORAGE_PROFILE={profile}, or another directory",
                 path=other[0],
             )
 
-    def _open_keystore(self, path: Path, master: MasterKey | None) -> Keystore:
-        try:
-            return Keystore.open(path, master)
-        except WrongMasterKey:
-            previous = self._settings.previous_master_key
-            if previous is None or master is None:
-                raise
-            keystore = Keystore.open(path, MasterKey(previous))
-            with keystore.change(master) as contents:
-                contents.trail.add(self.clock(), "master key changed", detail="at the start")
-            log.warning("%s was under the previous master key and is now under the new one", path)
-            return keystore
+    def check_files(self, opened: Container[str]) -> None:
+        """Check that exactly the files that the keystore knows are there, before any is written.
 
-    def stores(self) -> list[Path]:
-        """The files of all stores, without the keystore's."""
-        keystore = self.path(KEYSTORE)
-        return sorted(p for p in self.directory.glob(f"*{self.suffix}") if p != keystore)
-
-    def check(self, opened: Container[str]) -> None:
-        """Look at every file before anything is written: no file too many, none too few.
-
-        Those of the namespaces `opened` were looked at already.
+        Those of the namespaces `opened` were checked already.
         """
         entries = self.keystore.entries
         self._finish_drops()
         for path in self.stores():
-            namespace = path.name.removesuffix(self.suffix)
+            namespace = path.name.removesuffix(file_name("", encrypts=self.encrypts))
             if namespace not in entries:
                 raise self._not_ours(namespace, self._file_id(path))
         for namespace, entry in entries.items():
-            if entry.state is not State.NEW and namespace not in opened:
+            if entry.state is not KeyState.NEW and namespace not in opened:
                 self.unlock(namespace)
         remove_leftovers(self.directory)
 
@@ -192,13 +238,12 @@ class StoreFiles:
             if path.exists() and dropped.namespace not in self.keystore.entries:
                 if self.encrypts and self._file_id(path) != dropped.file_id:
                     continue
-                remove_with_journals(path)
-                sync_directory(self.directory)
+                self._remove(dropped.namespace)
 
     # --- one file ----------------------------------------------------------------------------
 
     def unlock(self, namespace: str) -> FileKey | None:
-        """The key of a namespace's file, once its header shows that it is this file's.
+        """The key of a namespace's file, after checking that the file's header fits it.
 
         Must not be called while this process has the file open: closing the descriptor would drop
         SQLite's locks.
@@ -217,8 +262,8 @@ class StoreFiles:
         header = read_header(path)
         for data_key in entry.keys:
             if data_key.file_id == header.file_id:
-                key = data_key.opens(namespace)
-                if key is not None and same(key.header.check, header.check):
+                key = data_key.file_key(namespace)
+                if key is not None and hmac.compare_digest(key.header.check, header.check):
                     return key
                 raise StoreDamaged(
                     f"{path} is damaged: its key check (bytes 11 to 14) is not valid.",
@@ -229,7 +274,7 @@ class StoreFiles:
         raise self._not_ours(namespace, header.file_id)
 
     def _not_ours(self, namespace: str, file_id: bytes) -> StoreError:
-        """What to say of a file with an id that is not the one which its name asks for."""
+        """The error for a file whose id does not match its name."""
         path, owner = self.path(namespace), self.keystore.namespace_of(file_id)
         if owner == namespace:
             return StoreRolledBack(
@@ -246,10 +291,8 @@ class StoreFiles:
                 namespace=namespace,
             )
         return ForeignStore(
-            (
-                f"{path} is not a file of this node, or its keystore is an older one. Nothing "
-                "was changed."
-            ),
+            f"{path} is not a file of this node, or its keystore is an older one. Nothing "
+            "was changed.",
             remedy="move the file away, or put the newest keystore back",
             path=path,
             namespace=namespace,
@@ -259,82 +302,84 @@ class StoreFiles:
         """The id in a file's header; plain files have none there."""
         return read_header(path).file_id if self.encrypts else b""
 
-    def create(self, namespace: str) -> None:
-        """Make an empty store: first its key is durable, then its file, then its use begins."""
-        path, entry = self.path(namespace), self.keystore.entries.get(namespace)
-        if entry is None:
-            if path.exists():
-                raise self._not_ours(namespace, self._file_id(path))
-            entry = Entry(State.NEW, self.keystore.new_data_key(self.clock()))
-            with self.keystore.change() as contents:
-                contents.entries[namespace] = entry
-        remove_with_journals(path)  # of a creation that was cut short; it holds nothing
-        data_key = entry.key
+    async def create(self, namespace: str) -> None:
+        """Create an empty store: make its key durable, then its file, and only then use it."""
+        if namespace not in self.keystore.entries:
+            await self._threads.run(self._check_is_free, namespace)
+            await self.keystore.add(namespace, self.clock())
+        await self._threads.run(self._create_file, namespace)
+        await self.keystore.activate(namespace)
+
+    def _check_is_free(self, namespace: str) -> None:
+        path = self.path(namespace)
+        if path.exists():
+            raise self._not_ours(namespace, self._file_id(path))
+
+    def _create_file(self, namespace: str) -> None:
+        path, key = self.path(namespace), self.keystore.entries[namespace].key
+        remove_with_journals(path)  # of a creation that was interrupted; it holds nothing
         database.create(
             path,
-            data_key.opens(namespace),
-            lambda connection: tables.create(connection, namespace, data_key.file_id),
+            key.file_key(namespace),
+            lambda connection: tables.create(connection, namespace, key.file_id),
         )
-        with self.keystore.change() as contents:
-            contents.entries[namespace].state = State.LIVE
 
-    def drop(self, namespace: str) -> None:
+    async def drop(self, namespace: str) -> None:
         """Destroy a namespace's keys, then its file."""
-        entry = self.keystore.entries[namespace]
-        with self.keystore.change() as contents:
-            del contents.entries[namespace]
-            contents.retired = [r for r in contents.retired if r.namespace != namespace]
-            contents.dropped = [DroppedFile(namespace, key.file_id) for key in entry.keys]
-            contents.trail.add(self.clock(), "dropped", namespace)
+        await self.keystore.drop(namespace, self.clock())
+        await self._threads.run(self._remove, namespace)
+
+    def _remove(self, namespace: str) -> None:
         remove_with_journals(self.path(namespace))
         sync_directory(self.directory)
 
-    # --- what __node_meta remembers ----------------------------------------------------------
+    # --- what NODE_META remembers -------------------------------------------------------------
 
-    def recall(self, records: Iterable[Record]) -> None:
-        """Take in what `__node_meta` remembers.
+    def load_seen(self, records: Iterable[Record]) -> None:
+        """Load what NODE_META remembers of the keystore and the stores.
 
         Raises:
             KeystoreOlder: It remembers a newer keystore.
         """
         for record in records:
-            if record.key == "keystore":
-                self.known = msgspec.json.decode(record.value, type=Known)
-                self._check_generation(self.known)
+            if record.key == SEEN:
+                self.seen = msgspec.json.decode(record.value, type=KeystoreSeen)
+                self._check_generation(self.seen)
             elif record.key.startswith(MARK):
-                mark = msgspec.json.decode(record.value, type=Mark)
-                self.marks[record.key.removeprefix(MARK)] = mark
+                watermark = msgspec.json.decode(record.value, type=Watermark)
+                self.watermarks[record.key.removeprefix(MARK)] = watermark
 
-    def _check_generation(self, known: Known) -> None:
-        if self.keystore.generation >= known.generation:
+    def _check_generation(self, seen: KeystoreSeen) -> None:
+        if self.keystore.generation >= seen.generation:
             return
-        lacking = sorted(set(known.namespaces) - self.keystore.entries.keys())
+        lacking = sorted(set(seen.namespaces) - self.keystore.entries.keys())
         path = self.path(KEYSTORE)
         raise KeystoreOlder(
-            (
-                f"{path} is an older copy: generation {self.keystore.generation}, and "
-                f"{known.generation} was seen last. It lacks the keys of: "
-                f"{', '.join(lacking) or 'no namespace'}. Nothing was changed."
-            ),
+            f"{path} is an older copy: generation {self.keystore.generation}, and "
+            f"{seen.generation} was seen last. It lacks the keys of: "
+            f"{', '.join(lacking) or 'no namespace'}. Nothing was changed.",
             remedy="put the newest keystore back",
             path=path,
         )
 
-    def verify(self, namespace: str, head: tables.Head) -> bool:
-        """Raise where a file is not the newest copy; returns whether all in it is marked."""
+    def verify(self, namespace: str, head: tables.StoreHead) -> bool:
+        """Check that a file is the newest copy; returns whether its watermark is up to date.
+
+        Raises:
+            StoreRolledBack: It is an older copy.
+            StoreError: It is the file of another namespace or node.
+        """
         path, entry = self.path(namespace), self.keystore.entries[namespace]
         if not self.encrypts and head.file_id != entry.key.file_id:
             raise self._not_ours(namespace, head.file_id)
-        mark = self.marks.get(namespace, Mark())
-        if head.revision < mark.revision or mark.stamp not in (head.stamp, head.previous_stamp):
+        seen = self.watermarks.get(namespace, Watermark())
+        if head.revision < seen.revision or seen.stamp not in (head.stamp, head.previous_stamp):
             raise StoreRolledBack(
-                (
-                    f"{path} is an older copy of the store: it is at revision {head.revision}, "
-                    f"and {META} remembers revision {mark.revision} of another copy. Nothing was "
-                    "changed."
-                ),
+                f"{path} is an older copy of the store: it is at revision {head.revision}, "
+                f"and {NODE_META} remembers revision {seen.revision} of another copy. Nothing "
+                "was changed.",
                 remedy="put the newest copy back",
                 path=path,
                 namespace=namespace,
             )
-        return head.revision == mark.revision
+        return head.revision == seen.revision

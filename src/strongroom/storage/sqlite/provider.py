@@ -1,15 +1,13 @@
-"""A data directory: one SQLite file for each namespace, encrypted or plain, and the keystore."""
+"""The providers `sqlite` and `encrypted-sqlite`: a data directory with a file per namespace."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
-import os
 import secrets
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 
@@ -19,49 +17,51 @@ from strongroom.errors import (
     StorageError,
     StoreClosed,
 )
-from strongroom.keys.audit import Line
-from strongroom.keys.keystore import State
+from strongroom.keys.audit import AuditLine
+from strongroom.keys.keystore import NAMESPACE as KEYSTORE
+from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey
-from strongroom.storage.provider import StorageProvider
-from strongroom.storage.records import Write, check_namespace
-from strongroom.storage.sqlite import rotation, tables
-from strongroom.storage.sqlite.files import AUDIT, MARK, META, Known, Mark, StoreFiles
-from strongroom.storage.sqlite.rotation import Copy, Progress
+from strongroom.settings import StorageSettings
+from strongroom.storage.provider import NODE_META, StorageProvider
+from strongroom.storage.records import Clock, OnProgress, Write, check_namespace, system_clock
+from strongroom.storage.sqlite import tables
+from strongroom.storage.sqlite.connections import Connections
+from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, KeystoreSeen, StoreFiles, Watermark
+from strongroom.storage.sqlite.rotation import STEP_PAGES, RekeyedCopy
 from strongroom.storage.sqlite.store import SqliteStore
+from strongroom.threads import Threads, finish
 
 TICK_SECONDS = 1.0
 MARK_TICKS = 5
 IDLE_TICKS = 5
 THREADS = 8
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
 
 
 class SqliteProvider(StorageProvider):
-    """Keeps each namespace in a plain SQLite file of its own, `<namespace>.db`."""
+    """Keeps each namespace in its own plain SQLite file, `<namespace>.db`."""
 
     needs_directory: ClassVar[bool] = True
     encrypts: ClassVar[bool] = False
 
-    files: StoreFiles
-
-    async def start(self) -> None:
-        self.files = StoreFiles(self.settings, self.clock, encrypts=self.encrypts)
+    def __init__(self, settings: StorageSettings, clock: Clock = system_clock) -> None:
+        super().__init__(settings, clock)
+        self._threads = Threads(THREADS)
+        self.files = StoreFiles(settings, clock, self._threads, encrypts=self.encrypts)
         self._stores: dict[str, SqliteStore] = {}
         self._changing = asyncio.Lock()
         self._rotating = asyncio.Lock()
         self._marking = asyncio.Lock()
-        self._closed = False
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="strongroom")
+        self._is_closed = False
         self._ticking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
         try:
-            await self._blocking(self.files.take)
-            await self._recall()
-            await self._blocking(self.files.check, self._stores)
-            await self.open(META)
+            await self.files.acquire()
+            await self._load_seen()
+            await self._threads.run(self.files.check_files, self._stores)
+            await self.open(NODE_META)
             await self._note_opening()
         except BaseException:
             await self._release()
@@ -73,10 +73,10 @@ class SqliteProvider(StorageProvider):
     async def open(self, namespace: str) -> SqliteStore:
         self._refuse_closed()
         store = self._stores.get(namespace)
-        if store is None or store.closed:
+        if store is None or store.connections.is_closed:
             async with self._changing:
                 store = self._stores.get(namespace)
-                if store is None or store.closed:
+                if store is None or store.connections.is_closed:
                     store = await self._open(namespace)
         return store
 
@@ -84,22 +84,23 @@ class SqliteProvider(StorageProvider):
         return sorted(self.files.keystore.entries)
 
     async def drop(self, namespace: str) -> None:
-        if namespace == META:
-            raise InvalidNamespace(f"{META} is the node's own, and cannot be dropped.")
+        if namespace == NODE_META:
+            raise InvalidNamespace(f"{NODE_META} belongs to the node, and cannot be dropped.")
         async with self._rotating, self._changing, self._marking:
-            if namespace not in self.files.keystore.entries:
-                return
-            if store := self._stores.pop(namespace, None):
-                await store.close()
-            await self._blocking(self.files.drop, namespace)
-            self.files.marks.pop(namespace, None)
-            await self._meta.apply([Write(f"{MARK}{namespace}", None)])
+            if namespace in self.files.keystore.entries:
+                await finish(self._drop(namespace))
+
+    async def _drop(self, namespace: str) -> None:
+        if store := self._stores.pop(namespace, None):
+            await store.close()
+        await self.files.drop(namespace)
+        await self._forget_watermark(namespace)
         await self._remember_keystore()
 
     async def close(self) -> None:
-        if self._closed:
+        if self._is_closed or not self.files.is_acquired:
             return
-        self._closed = True
+        self._is_closed = True
         async with self._rotating, self._changing:
             try:
                 await self._mark(
@@ -111,59 +112,62 @@ class SqliteProvider(StorageProvider):
     # --- for the operator ---------------------------------------------------------------------
 
     async def change_master(self, master: MasterKey) -> None:
-        """Put the keystore under another master key. The data stays as it is."""
+        """Encrypt the keystore under another master key. The data stays as it is."""
         self._require_keys()
-        await self._blocking(rotation.change_master, self.files.keystore, master, self.clock())
+        await self.files.keystore.change_master(master, self.clock())
         await self._remember_keystore()
 
     async def rotate(
-        self, namespaces: Sequence[str] | None = None, progress: Progress | None = None
+        self, namespaces: Sequence[str] | None = None, on_progress: OnProgress | None = None
     ) -> list[str]:
-        """Put namespaces under new data keys, while they are in use; returns which.
+        """Give namespaces new data keys, while they are in use. Returns their names.
 
         Args:
-            namespaces: None for those that an earlier rotation left behind, else for all.
-            progress: Is told how far each copy is.
+            namespaces: None for those that an interrupted rotation left, or else all.
+            on_progress: Called with a namespace, how many of its pages are copied, and how many
+                there are.
         """
         self._require_keys()
         async with self._rotating:
-            begun = await self._blocking(
-                rotation.begin, self.files.keystore, namespaces, self.clock()
-            )
+            begun = await self.files.keystore.begin_rotation(namespaces, self.clock())
             await self._remember_keystore()
             for namespace in begun:
-                await self._rotate(namespace, progress or (lambda *_: None))
-                await self._blocking(rotation.finish, self.files.keystore, namespace, self.clock())
+                await self._rotate(namespace, on_progress or (lambda *_: None))
+                await self.files.keystore.finish_rotation(namespace, self.clock())
                 await self._remember_keystore()
         return begun
 
     async def note(self, event: str, namespace: str | None = None, detail: str = "") -> None:
         """Add a line to the audit log."""
-        await self._blocking(self.files.keystore.note, self.clock(), event, namespace, detail)
+        await self.files.keystore.note(event, self.clock(), namespace, detail)
         await self._remember_keystore()
 
-    async def audit(self) -> list[Line]:
-        """The audit log, from its first line on."""
+    async def audit(self) -> list[AuditLine]:
+        """The lines of the audit log, oldest first."""
         page = await self._meta.scan(AUDIT, limit=None, max_bytes=None)
-        return [msgspec.json.decode(record.value, type=Line) for record in page.records]
+        return [msgspec.json.decode(record.value, type=AuditLine) for record in page.records]
 
     async def verify_audit(self) -> int:
-        """Compare the audit log with its chain; returns the number of lines.
+        """Compare the audit log with its chain. Returns the number of lines.
 
         Raises:
             AuditBroken: A line is missing, or was changed or cut off.
         """
-        trail = self.files.keystore.trail.copy()
-        return trail.verify(await self.audit(), growing=True)
+        chain = self.files.keystore.chain.copy()
+        return chain.verify(await self.audit(), growing=True)
 
     # --- namespaces ---------------------------------------------------------------------------
 
     @property
     def _meta(self) -> SqliteStore:
-        return self._stores[META]
+        meta = self._stores.get(NODE_META)
+        if meta is None:
+            self._refuse_closed()
+            raise self.files.not_started()
+        return meta
 
     def _refuse_closed(self) -> None:
-        if self._closed:
+        if self._is_closed:
             raise StoreClosed(
                 f"The provider of {self.files.directory} was closed.", path=self.files.directory
             )
@@ -171,160 +175,147 @@ class SqliteProvider(StorageProvider):
     def _require_keys(self) -> None:
         if not self.encrypts:
             raise NotSupported(
-                f"The profile {self.settings.profile} encrypts nothing, and so has no keys."
+                f"The profile {self.settings.profile} encrypts nothing, so there are no keys."
             )
 
     async def _open(self, namespace: str) -> SqliteStore:
         entry = self.files.keystore.entries.get(namespace)
         if entry is None:
             check_namespace(namespace, self.files.keystore.entries)
-        if entry is None or entry.state is State.NEW:
-            await self._blocking(self.files.create, namespace)
-            if namespace != META:
+            if namespace.lower() == KEYSTORE:
+                raise InvalidNamespace(f"{namespace} is the name of the keystore.")
+            if namespace in self.files.watermarks:  # a kill interrupted its drop
+                await self._forget_watermark(namespace)
+        if entry is None or entry.state is KeyState.NEW:
+            await finish(self.files.create(namespace))
+            if namespace != NODE_META:
                 await self._remember_keystore()
-        store = SqliteStore(
-            self.files.path(namespace),
-            namespace,
-            unlock=lambda: self.files.unlock(namespace),
-            verify=lambda head: self.files.verify(namespace, head),
-            clock=self.clock,
-            threads=self._threads,
-        )
+        store = SqliteStore(self.files, namespace, self._threads)
         try:
-            await store.open()
+            await store.connections.open()
         except BaseException:
             await store.close()
             raise
         self._stores[namespace] = store
         return store
 
-    async def _rotate(self, namespace: str, progress: Progress) -> None:
-        """Copy a namespace's file under its next key, and let the copy take its place."""
-        store = await self.open(namespace)
+    async def _rotate(self, namespace: str, on_progress: OnProgress) -> None:
+        """Replace a namespace's file by a copy under its next key."""
+        connections = (await self.open(namespace)).connections
         key = self.files.keystore.entries[namespace].next_key
         assert key is not None
-        head = await store.on_writer(tables.head)
+        head = await connections.run_on_writer(tables.head)
         if head.file_id == key.file_id:
-            return  # it did so, and then the keystore could not be written
-        copy = await self._blocking(Copy, store.path, namespace, key)
+            return  # the copy is there already; only the keystore could not be saved
+        copy = await self._threads.run(RekeyedCopy, connections.path, namespace, key)
         try:
-            done, pages = await store.on_writer(copy.step)
-            while pages - done > rotation.STEP_PAGES:
-                done, pages = await store.on_writer(copy.step)
-                progress(namespace, done, pages)
+            done, pages = await connections.run_on_writer(copy.step)
+            while pages - done > STEP_PAGES:
+                done, pages = await connections.run_on_writer(copy.step)
+                on_progress(namespace, done, pages)
                 self._refuse_closed()
-            await self._blocking(copy.sync)
-            await store.replace(copy.complete, copy.take_place)
-            progress(namespace, pages, pages)
+            await self._threads.run(copy.sync)
+            await connections.replace_file(copy)
+            on_progress(namespace, pages, pages)
         finally:
-            await asyncio.shield(self._discard(store, copy))
+            await finish(self._discard(connections, copy))
 
-    async def _discard(self, store: SqliteStore, copy: Copy) -> None:
+    async def _discard(self, connections: Connections, copy: RekeyedCopy) -> None:
         try:
-            await store.on_writer(copy.discard)
-        except StorageError:  # it is closed, or cannot be opened: nobody uses the copy
-            await self._blocking(copy.discard)
-        await self._blocking(copy.free)
+            await connections.run_on_writer(copy.discard)
+        except StorageError:  # the file is closed or cannot be opened, so nobody uses the copy
+            await self._threads.run(copy.discard)
+        await self._threads.run(copy.free)
 
-    # --- what __node_meta remembers -----------------------------------------------------------
+    # --- what NODE_META remembers -------------------------------------------------------------
 
-    async def _recall(self) -> None:
-        """Read what `__node_meta` remembers, and compare the keystore with it."""
-        entry = self.files.keystore.entries.get(META)
-        if entry is None or entry.state is State.NEW:
+    async def _load_seen(self) -> None:
+        """Read what NODE_META remembers of the files, and compare the keystore with it."""
+        entry = self.files.keystore.entries.get(NODE_META)
+        if entry is None or entry.state is KeyState.NEW:
             return
-        meta = await self.open(META)
-        known = await meta.read(["keystore"])
-        marks = await meta.scan(MARK, limit=None, max_bytes=None)
-        self.files.recall([record for record in known if record] + marks.records)
+        meta = await self.open(NODE_META)
+        seen = await meta.read([SEEN])
+        watermarks = await meta.scan(MARK, limit=None, max_bytes=None)
+        self.files.load_seen([record for record in seen if record] + watermarks.records)
 
     async def _note_opening(self) -> None:
         page = await self._meta.scan(AUDIT, limit=1, reverse=True)
-        newest = [msgspec.json.decode(record.value, type=Line) for record in page.records]
-        await self._blocking(
-            self.files.keystore.note,
-            self.clock(),
-            "opened",
-            detail=f"by user {os.getuid()}, process {os.getpid()}",
-            newest=newest[0] if newest else None,
-        )
+        newest = [msgspec.json.decode(record.value, type=AuditLine) for record in page.records]
+        await self.files.keystore.note_opening(newest[0] if newest else None, self.clock())
         await self._remember_keystore()
 
     async def _remember_keystore(self) -> None:
-        """Note the keystore's generation, and the lines of the audit log that wait in it."""
-        known = Known(self.files.keystore.generation, sorted(self.files.keystore.entries))
-        lines = self.files.keystore.trail.waiting
+        """Write to NODE_META the keystore's generation, and the audit lines that wait in it."""
+        keystore = self.files.keystore
+        seen = KeystoreSeen(keystore.generation, sorted(keystore.entries))
+        lines = keystore.chain.waiting
         writes = [Write(f"{AUDIT}{line.number:010}", msgspec.json.encode(line)) for line in lines]
-        if known != self.files.known:
-            writes.append(Write("keystore", msgspec.json.encode(known)))
+        if seen != self.files.seen:
+            writes.append(Write(SEEN, msgspec.json.encode(seen)))
         if writes:
             await self._meta.apply(writes)
-            self.files.known = known
-            self.files.keystore.trail.stored(lines[-1].number if lines else 0)
+            self.files.seen = seen
+            keystore.chain.forget_stored(lines[-1].number if lines else 0)
 
     async def _mark(self, stores: list[SqliteStore]) -> None:
-        """Note how far stores have come, in their files first and then in `__node_meta`."""
+        """Write watermarks of stores, to their files first and then to NODE_META."""
         if not stores:
             return
-        async with self._marking:  # a store knows its last two stamps: they come one by one
-            marks = {}
+        async with self._marking:  # a file keeps only its last two stamps
+            new = {}
             for store in stores:
                 stamp = secrets.token_bytes(8)
-                known = self.files.marks.get(store.namespace, Mark()).stamp
-                marks[store.namespace] = Mark(await store.mark(stamp, known), stamp)
+                known = self.files.watermarks.get(store.namespace, Watermark()).stamp
+                new[store.namespace] = Watermark(await store.mark(stamp, known), stamp)
             await self._meta.apply(
-                [Write(f"{MARK}{name}", msgspec.json.encode(mark)) for name, mark in marks.items()]
+                [Write(f"{MARK}{name}", msgspec.json.encode(mark)) for name, mark in new.items()]
             )
-            self.files.marks.update(marks)
+            self.files.watermarks.update(new)
+
+    async def _forget_watermark(self, namespace: str) -> None:
+        self.files.watermarks.pop(namespace, None)
+        await self._meta.apply([Write(f"{MARK}{namespace}", None)])
 
     def _unmarked(self, store: SqliteStore) -> bool:
-        return not (store.marked or store.closed or store.namespace == META)
+        return not (store.is_marked or store.connections.is_closed or store.namespace == NODE_META)
 
     # --- in the background --------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        """Every second: let expired records go, mark what was written, rest what is idle."""
+        """Every second: delete expired records, write watermarks, close idle files."""
         idle: dict[str, int] = {}
         for number in itertools.count(1):
             await asyncio.sleep(TICK_SECONDS)
             for namespace, store in list(self._stores.items()):
                 try:
                     await store.sweep()
-                    idle[namespace] = 0 if store.used else idle.get(namespace, 0) + 1
-                    store.used = False
+                    connections = store.connections
+                    idle[namespace] = 0 if connections.was_used else idle.get(namespace, 0) + 1
+                    connections.was_used = False
                     if number % MARK_TICKS == 0 and self._unmarked(store):
                         await self._mark([store])
-                    if idle[namespace] >= IDLE_TICKS and not store.resting:
-                        await store.rest()
+                    if idle[namespace] >= IDLE_TICKS and connections.writer is not None:
+                        await connections.close_if_idle()
                 except StorageError as error:
                     log.warning("%s", error)
                 except Exception:
-                    log.exception("the store %r could not be looked after", namespace)
+                    log.exception("the background work on the store %r failed", namespace)
 
     async def _release(self) -> None:
-        """Close all that is open, `__node_meta` last, and give the directory back."""
+        """Close all files, NODE_META last, and give the directory back."""
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.wait([self._ticking])
-        meta = self._stores.pop(META, None)
+        meta = self._stores.pop(NODE_META, None)
         for store in [*self._stores.values(), *([meta] if meta else [])]:
             await store.close()
         self._stores.clear()
-        self._threads.shutdown(wait=True)
+        self._threads.close()
         self.files.release()
-
-    async def _blocking(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what waits for the disk on a thread; it is finished even when cancelled."""
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
 
 
 class EncryptedSqliteProvider(SqliteProvider):
-    """Keeps each namespace in an encrypted file of its own, `<namespace>_encrypted_value.db`."""
+    """Keeps each namespace in its own encrypted file, `<namespace>_encrypted_value.db`."""
 
     encrypts: ClassVar[bool] = True

@@ -1,8 +1,7 @@
 """The tables in a store's file, and the statements over them.
 
-`record` has an index on its keys, for reads and scans, and one on its revisions, for those that
-watch. A deletion leaves a row in `tombstone` for these. `head` tells whose file it is, and how far
-it has come.
+`record` has an index on keys, for reads and scans, and one on revisions, for watching. A deletion
+leaves a row in `tombstone`, for watching too. `head` identifies the file and its newest state.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import msgspec
 
 from strongroom.storage.records import (
     PAGE_BYTES,
+    PAGE_RECORDS,
     TOMBSTONE_AGE,
     TOMBSTONE_COUNT,
     Changes,
@@ -57,8 +57,8 @@ _ALIVE = "(expires IS NULL OR expires > :now)"
 _COLUMNS = "key, value, revision, created, updated, expires"
 
 
-class Head(msgspec.Struct, frozen=True):
-    """How far a store has come. `forgotten` is the newest deletion that it no longer remembers."""
+class StoreHead(msgspec.Struct, frozen=True):
+    """The state of a store. `forgotten` is the revision of the newest forgotten deletion."""
 
     namespace: str
     file_id: bytes
@@ -69,7 +69,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 def create(connection: apsw.Connection, namespace: str, file_id: bytes) -> None:
-    """Make the tables of an empty store."""
+    """Create the tables of an empty store."""
     connection.execute(_SCHEMA).fetchall()
     connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("INSERT INTO head VALUES (?, ?, 0, 0, ?, ?)", (namespace, file_id, b"", b""))
@@ -80,22 +80,22 @@ def version(connection: apsw.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").get)
 
 
-def head(connection: apsw.Connection) -> Head:
-    """Read the head; its revision is the newest one taken."""
+def head(connection: apsw.Connection) -> StoreHead:
+    """Read the head, with the newest revision of the store."""
     row: Any = connection.execute(
         """SELECT namespace, file_id,
             max(revision, (SELECT ifnull(max(revision), 0) FROM record),
                 (SELECT ifnull(max(revision), 0) FROM tombstone)),
             forgotten, stamp, previous_stamp FROM head"""
     ).fetchall()[0]
-    return Head(*row)
+    return StoreHead(*row)
 
 
 def mark(connection: apsw.Connection, stamp: bytes, known: bytes, now: int) -> int:
-    """Leave a stamp that only this copy of the file has, and forget old deletions.
+    """Write a stamp that only this copy of the file has, and forget old deletions.
 
-    The file then carries this stamp and the one that is known to be remembered elsewhere, so that
-    it is recognised whether or not the new one gets remembered. Returns the revision.
+    The file keeps the `known` stamp beside it, which NODE_META remembers already: it is recognised
+    whether or not NODE_META gets to know the new one. Returns the revision.
     """
     with connection:
         revision = head(connection).revision
@@ -109,17 +109,20 @@ def mark(connection: apsw.Connection, stamp: bytes, known: bytes, now: int) -> i
 # --- reading ----------------------------------------------------------------------------------
 
 
-def read(connection: apsw.Connection, key: str, now: int) -> Record | int | None:
-    """One record; its length where it is too long to be read on the event loop; None if absent."""
-    row = connection.execute(_READ, {"key": key, "now": now, "most": INLINE_BYTES}).fetchone()
+READ_ON_THREAD = Record("", b"", 0, 0, 0)
+"""What `read` returns for a record that is too long to be read on the event loop."""
+
+
+def read(connection: apsw.Connection, key: str, now: int) -> Record | None:
+    """Read one record on the event loop. `READ_ON_THREAD` if it is too long for that."""
+    row: Any = connection.execute(_READ, {"key": key, "now": now, "most": INLINE_BYTES}).fetchone()
     if row is None:
         return None
-    *columns, length = row
-    return length if columns[1] is None else Record(*columns)
+    return READ_ON_THREAD if row[1] is None else Record(*row)
 
 
 def read_long(connection: apsw.Connection, key: str, now: int) -> Record | None:
-    """One record of any length."""
+    """Read one record of any length, on a thread."""
     row = connection.execute(
         f"SELECT {_COLUMNS} FROM record WHERE key = :key AND {_ALIVE}", {"key": key, "now": now}
     ).fetchone()
@@ -128,7 +131,7 @@ def read_long(connection: apsw.Connection, key: str, now: int) -> Record | None:
 
 _READ = f"""
 SELECT key, CASE WHEN length(value) <= :most THEN value END,
-    revision, created, updated, expires, length(value)
+    revision, created, updated, expires
 FROM record WHERE key = :key AND {_ALIVE}"""
 
 
@@ -136,14 +139,14 @@ def scan(
     connection: apsw.Connection,
     prefix: str,
     *,
-    after: str | None,
-    limit: int | None,
-    max_bytes: int | None,
-    reverse: bool,
-    values: bool,
     now: int,
+    after: str | None = None,
+    limit: int | None = PAGE_RECORDS,
+    max_bytes: int | None = PAGE_BYTES,
+    reverse: bool = False,
+    values: bool = True,
 ) -> Page:
-    """One page of records in key order."""
+    """Read one page of records, in key order."""
     where, bindings = _key_range(prefix, after, reverse=reverse)
     columns = _COLUMNS if values else _COLUMNS.replace("value", "x'' AS value")
     cursor = connection.execute(
@@ -163,7 +166,7 @@ def scan(
 
 
 def count(connection: apsw.Connection, prefix: str, now: int) -> int:
-    """How many records have keys that begin with `prefix`."""
+    """The number of records whose keys begin with `prefix`."""
     where, bindings = _key_range(prefix, None, reverse=False)
     statement = f"SELECT count(*) FROM record WHERE {where} AND {_ALIVE}"
     return int(connection.execute(statement, {**bindings, "now": now}).get)
@@ -172,12 +175,12 @@ def count(connection: apsw.Connection, prefix: str, now: int) -> int:
 def changes(connection: apsw.Connection, after: int, prefix: str, limit: int, now: int) -> Changes:
     """What changed after a revision: each key once, in its latest state.
 
-    An expired record that the sweep has not met is left out: it comes as a deletion later.
+    An expired record that was not swept yet is left out; it becomes a deletion later.
     """
     where, bindings = _key_range(prefix, None, reverse=False)
     found: list[RecordChange] = []
     room = PAGE_BYTES
-    with connection:  # rows and head of one moment
+    with connection:  # so that rows and head are of one moment
         newest = head(connection).revision
         row: Any
         for row in connection.execute(
@@ -205,7 +208,7 @@ def _changes(where: str) -> str:
 
 
 def next_expiry(connection: apsw.Connection) -> int | None:
-    """When the next record expires, in microseconds."""
+    """When the next record expires, in microseconds; None if no record does."""
     expires: int | None = connection.execute(
         "SELECT min(expires) FROM record WHERE expires IS NOT NULL"
     ).get
@@ -230,16 +233,16 @@ def _key_range(prefix: str, after: str | None, *, reverse: bool) -> tuple[str, d
 
 
 def found_at(connection: apsw.Connection, key: str, now: int) -> int:
-    """The revision of a record, 0 if there is none."""
+    """The revision of a record; 0 if there is none."""
     statement = f"SELECT revision FROM record WHERE key = :key AND {_ALIVE}"
     return int(connection.execute(statement, {"key": key, "now": now}).get or 0)
 
 
 def put(connection: apsw.Connection, writes: Sequence[Write], revision: int, now: int) -> None:
-    """Store values in the order of `writes`; they take the revisions that follow `revision`.
+    """Store values in the order of `writes`, with the revisions that follow `revision`.
 
-    All go in one statement, so that APSW waits for the interpreter's lock once and not for each. It
-    gets each row as one blob, and takes it apart at the first line feed and the first NUL.
+    One statement stores all of them, so that APSW waits for the interpreter's lock only once. It
+    gets each row as one blob, which it splits at the first line feed and the first NUL.
     """
     if not writes:
         return
@@ -249,7 +252,7 @@ def put(connection: apsw.Connection, writes: Sequence[Write], revision: int, now
 
 def _packed(write: Write) -> bytes:
     if write.value is None:
-        raise ValueError(f"{write.key!r} is to be deleted, not stored.")
+        raise ValueError(f"{write.key!r} has no value to store.")
     return f"{'' if write.expires is None else write.expires}\n{write.key}\0".encode() + write.value
 
 
@@ -261,7 +264,7 @@ FROM (
     SELECT rowid AS place, value AS row, instr(value, x'0a') AS feed, instr(value, x'00') AS nul
     FROM carray(:rows)
 )
-WHERE TRUE  -- or ON would belong to a join
+WHERE TRUE  -- otherwise ON would be read as part of a join
 ON CONFLICT (key) DO UPDATE SET
     revision = excluded.revision,
     created = CASE WHEN record.expires <= excluded.updated
@@ -270,7 +273,7 @@ ON CONFLICT (key) DO UPDATE SET
 
 
 def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> None:
-    """Delete a record and remember that it was deleted."""
+    """Delete a record, and remember its deletion."""
     connection.execute("DELETE FROM record WHERE key = ?", (key,))
     connection.execute(
         "INSERT OR REPLACE INTO tombstone (revision, key, deleted) VALUES (?, ?, ?)",
@@ -279,7 +282,7 @@ def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> No
 
 
 def expired(connection: apsw.Connection, now: int, limit: int) -> list[str]:
-    """The keys of records whose time has passed, those that passed first before others."""
+    """Keys of expired records, earliest expiry first."""
     rows = connection.execute(
         "SELECT key FROM record WHERE expires <= ? ORDER BY expires LIMIT ?", (now, limit)
     )
@@ -287,7 +290,7 @@ def expired(connection: apsw.Connection, now: int, limit: int) -> list[str]:
 
 
 def _forget(connection: apsw.Connection, *, before: int, keep: int) -> None:
-    """Drop deletions from before a time, and all but the newest `keep`."""
+    """Forget deletions before a time, and all but the newest `keep`."""
     edge = connection.execute(
         """SELECT max(
             ifnull((SELECT max(revision) FROM tombstone WHERE deleted < ?), 0),

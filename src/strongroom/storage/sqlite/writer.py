@@ -1,4 +1,4 @@
-"""The one writer of a store: all that waits goes into one transaction and one fsync."""
+"""The one writer of a store. All waiting writes go into one transaction with one fsync."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import apsw
 
@@ -19,12 +19,13 @@ from strongroom.disk import database
 from strongroom.errors import RevisionConflict, StorageError, StoreUnavailable
 from strongroom.storage.records import Clock, Write
 from strongroom.storage.sqlite import tables
+from strongroom.threads import finish
 
 MAX_BATCH = 4096
 CHECKPOINT_PAGES = 4000  # 16 MiB of log
 SWEEP_RECORDS = 1000
-ACKNOWLEDGED_AT_ONCE = 32  # callers in one turn of the event loop
-HANDED_OVER_AT_ONCE = 256  # while callers are told, so that both threads have work
+ACKNOWLEDGED_AT_ONCE = 32  # callers that get their result in one turn of the event loop
+HANDED_OVER_AT_ONCE = 256  # writes; fewer leave the thread idle while callers get results
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +33,25 @@ Task = Callable[[apsw.Connection], Any]
 
 
 Waiting = tuple[Sequence[Write], Mapping[str, int] | None, asyncio.Future[list[int]]]
-"""The writes and checks of an `apply`, and the future of its revisions. A tuple costs least."""
+"""The writes and checks of an `apply`, and the future of its revisions. A tuple is fastest."""
 
 Outcome = list[int] | Exception
-"""What becomes of an `apply`: the revisions of its writes, or why none of them was stored."""
+"""The result of an `apply`: the revisions of its writes, or why none was stored."""
+
+
+class CommitListener(Protocol):
+    """Hears of commits, on the event loop."""
+
+    def on_commit(self, batch: list[Waiting], outcomes: list[Outcome], now: int) -> None:
+        """A batch was committed, or failed. Called before the callers get their outcomes."""
 
 
 class Writer:
     """A thread that owns the writing connection of one store.
 
-    It takes all that waits, stores it in one transaction, and reports to the event loop once for
-    the batch. A condition that does not hold fails its own `apply` alone, an error of the disk the
-    whole batch; `broken` then says that the connection must not be used again.
+    It stores all waiting writes in one transaction, and reports to the event loop once for the
+    batch. A condition that does not hold fails only its own `apply`; an error of the disk fails the
+    whole batch, and sets `broken` if the connection must not be used again.
     """
 
     def __init__(
@@ -53,17 +61,17 @@ class Writer:
         *,
         revision: int,
         clock: Clock,
-        settle: Callable[[list[Waiting], list[Outcome], int], None],
+        listener: CommitListener,
     ) -> None:
         self.revision = revision
         self.broken = False
         self._connection = connection
         self._path = path
         self._clock = clock
-        self._settle = settle
+        self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._identity = _identity(path)
-        self._taken = revision
+        self._last_revision = revision
         self._log_pages = 0
         self._submitted: list[Waiting] = []
         self._acknowledging = 0
@@ -71,7 +79,7 @@ class Writer:
         self._queue: queue.SimpleQueue[list[Waiting] | Callable[[], None]] = queue.SimpleQueue()
         connection.wal_autocheckpoint(0)  # it would delay the acknowledgement
         connection.set_wal_hook(self._note_log_pages)
-        # A daemon: a program that ends without closing its provider ends as a kill would end it.
+        # A daemon, so that a program can end without closing its provider, as if it was killed.
         self._thread = threading.Thread(
             target=self._work, name=f"writer of {path.name}", daemon=True
         )
@@ -84,8 +92,8 @@ class Writer:
     ) -> asyncio.Future[list[int]]:
         """Queue an `apply`; the future has its revisions once they are durable.
 
-        What one turn of the event loop submits goes to the thread together, and while callers are
-        being told of a commit, their next writes are gathered: many small commits cost more.
+        Writes that are submitted in one turn of the event loop go to the thread together. So do the
+        next writes of the callers of one commit, as many small commits would cost more.
         """
         future: asyncio.Future[list[int]] = self._loop.create_future()
         self._submitted.append((writes, checks, future))
@@ -100,13 +108,13 @@ class Writer:
             self._queue.put(self._submitted)
             self._submitted = []
 
-    def _settled(self, batch: list[Waiting], outcomes: list[Outcome], now: int) -> None:
-        self._settle(batch, outcomes, now)
+    def _on_commit(self, batch: list[Waiting], outcomes: list[Outcome], now: int) -> None:
+        self._listener.on_commit(batch, outcomes, now)
         self._acknowledging += 1
         self._acknowledge(batch, outcomes)
 
     def _acknowledge(self, batch: list[Waiting], outcomes: list[Outcome], first: int = 0) -> None:
-        """Tell the callers, some in each turn of the event loop: others wait for it too."""
+        """Give results to callers, some in each turn of the event loop: others must run too."""
         end = first + ACKNOWLEDGED_AT_ONCE
         for (_, _, future), outcome in zip(batch[first:end], outcomes[first:end], strict=True):
             if future.done():
@@ -129,20 +137,22 @@ class Writer:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._hand_over()
         self._queue.put(lambda: self._perform(task, future))
-        return await future
+        return await finish(future)
 
     async def sweep(self) -> int | None:
-        """Turn records that have expired into deletions; returns when the next one expires."""
+        """Turn expired records into deletions. Returns when the next record expires."""
         due: int | None = await self.run(self._sweep)
         return due
 
     async def close(self) -> None:
-        """Store what waits, checkpoint, and close the connection."""
+        """Store what is waiting, checkpoint, and close the connection."""
         stopped: asyncio.Future[None] = self._loop.create_future()
         self._hand_over()
         self._queue.put(lambda: self._stop(stopped))
-        await stopped
-        self._thread.join()
+        try:
+            await finish(stopped)
+        finally:
+            self._thread.join()
 
     def in_place(self) -> bool:
         """Whether the open file is still the one at its path."""
@@ -153,15 +163,15 @@ class Writer:
     def _work(self) -> None:
         with contextlib.suppress(SystemExit):
             while True:
-                self._take(self._queue.get())
+                self._accept(self._queue.get())
                 with contextlib.suppress(queue.Empty):
                     while len(self._batch) < MAX_BATCH:
-                        self._take(self._queue.get_nowait())
+                        self._accept(self._queue.get_nowait())
                 self._commit()
                 if self._log_pages >= CHECKPOINT_PAGES:
                     self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
 
-    def _take(self, item: list[Waiting] | Callable[[], None]) -> None:
+    def _accept(self, item: list[Waiting] | Callable[[], None]) -> None:
         if isinstance(item, list):
             self._batch += item
         else:
@@ -176,15 +186,15 @@ class Writer:
         outcomes: list[Outcome]
         try:
             outcomes = self._write(batch, now)
-        except Exception as error:  # noqa: BLE001  # whatever it was, each caller must hear of it
+        except Exception as error:  # noqa: BLE001  # each caller must get the error, whatever it is
             outcomes = [self._give_up(error)] * len(batch)
-        self._report(self._settled, batch, outcomes, now)
+        self._report(self._on_commit, batch, outcomes, now)
 
     def _refuse_if_broken(self) -> None:
         if self.broken:
             raise StoreUnavailable(
-                f"{self._path} could not be written just before. Nothing of this was stored.",
-                remedy="again, when the cause is gone",
+                f"An earlier write to {self._path} failed. Nothing of this one was stored.",
+                remedy="write it again when the cause is gone",
                 path=self._path,
             )
 
@@ -192,20 +202,18 @@ class Writer:
         self._refuse_if_broken()
         if not self.in_place():
             raise StoreUnavailable(
-                (
-                    f"{self._path} is not the file any more that this node has opened: it was "
-                    "removed or replaced. Nothing was stored."
-                ),
+                f"{self._path} is no longer the file that this node has opened: it was "
+                "removed or replaced. Nothing was stored.",
                 remedy="put it back, or restart the node",
                 path=self._path,
             )
 
     def _write(self, batch: list[Waiting], now: int) -> list[Outcome]:
-        """Store a batch in its order, in one transaction; returns what became of each `apply`."""
+        """Store a batch in its order, in one transaction. Returns the outcome of each `apply`."""
         self._refuse_unless_sound()
-        self._taken = self.revision
+        self._last_revision = self.revision
         runs = [(sets, [*run]) for sets, run in itertools.groupby(batch, _only_sets)]
-        in_pieces = len(runs) > 1 or not runs[0][0]  # a single statement commits by itself
+        in_pieces = len(runs) > 1 or not runs[0][0]  # a single statement needs no transaction
         if in_pieces:
             self._connection.execute("BEGIN IMMEDIATE")
         outcomes: list[Outcome] = []
@@ -216,27 +224,27 @@ class Writer:
                 outcomes += [self._write_checked(waiting, now) for waiting in run]
         if in_pieces:
             self._connection.execute("COMMIT")
-        self.revision = self._taken
+        self.revision = self._last_revision
         return outcomes
 
     def _write_sets(self, run: list[Waiting], now: int) -> list[list[int]]:
-        """Store values, whatever was there, all in one statement."""
+        """Store values without conditions, all in one statement."""
         writes: list[Write] = []
         revisions: list[list[int]] = []
-        revision = self._taken
+        revision = self._last_revision
         for some, _, _ in run:
-            taken = []
+            own = []
             for write in some:
                 revision += 1
-                taken.append(revision)
+                own.append(revision)
                 writes.append(write)
-            revisions.append(taken)
-        tables.put(self._connection, writes, self._taken, now)
-        self._taken = revision
+            revisions.append(own)
+        tables.put(self._connection, writes, self._last_revision, now)
+        self._last_revision = revision
         return revisions
 
     def _write_checked(self, waiting: Waiting, now: int) -> Outcome:
-        """Carry out one `apply` if its conditions hold."""
+        """Do one `apply`, if its conditions hold."""
         writes, checks, _ = waiting
         expected = [*checks.items()] if checks else []
         expected += [(w.key, w.expect) for w in writes if w.expect is not None]
@@ -250,11 +258,11 @@ class Writer:
         if write.value is None and not tables.found_at(self._connection, write.key, now):
             return 0
         if write.value is None:
-            tables.delete(self._connection, write.key, self._taken + 1, now)
+            tables.delete(self._connection, write.key, self._last_revision + 1, now)
         else:
-            tables.put(self._connection, [write], self._taken, now)
-        self._taken += 1
-        return self._taken
+            tables.put(self._connection, [write], self._last_revision, now)
+        self._last_revision += 1
+        return self._last_revision
 
     def _sweep(self, connection: apsw.Connection) -> int | None:
         now = self._clock()
@@ -272,15 +280,15 @@ class Writer:
         try:
             self._refuse_if_broken()
             result = task(self._connection)
-        except Exception as error:  # noqa: BLE001  # it belongs to whoever waits for the task
+        except Exception as error:  # noqa: BLE001  # the caller of `run` gets it
             self._report(_fail, future, self._give_up(error))
         else:
             self._report(_fulfil, future, result)
 
     def _give_up(self, error: Exception) -> Exception:
-        """Roll back what is open; returns the error that the callers get."""
+        """Roll back an open transaction. Returns the error for the callers."""
         if isinstance(error, apsw.Error):
-            # A full disk leaves the connection sound; after a failed write or fsync it is not known
+            # A full disk leaves the connection sound. After a failed write or fsync it is unknown
             # what reached the disk, so nothing may be acknowledged from this connection again.
             unsound = not isinstance(error, apsw.FullError | apsw.BusyError)
             failure: Exception = database.explain(error, self._path)
@@ -297,7 +305,7 @@ class Writer:
     def _checkpoint(self, mode: int) -> None:
         try:
             self._connection.wal_checkpoint(mode=mode)
-        except apsw.Error as error:  # the log keeps what could not be moved
+        except apsw.Error as error:  # the log keeps what was not moved
             log.warning("%s: no checkpoint: %s", self._path, error)
         self._log_pages = 0
 
@@ -315,16 +323,16 @@ class Writer:
         return apsw.SQLITE_OK
 
     def _report(self, callback: Callable[..., None], *args: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits
             self._loop.call_soon_threadsafe(callback, *args)
 
 
 def _only_sets(waiting: Waiting) -> bool:
-    """Whether it stores values, whatever was there, and no more."""
+    """Whether it only stores values, without conditions."""
     writes, checks, _ = waiting
     if checks:
         return False
-    for write in writes:  # noqa: SIM110  # an `all` takes three times as long, for each set
+    for write in writes:  # noqa: SIM110  # `all` takes three times as long, for each set
         if write.value is None or write.expect is not None:
             return False
     return True
@@ -342,7 +350,7 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116  # before each commit, and Path takes longer
+        found = os.stat(path)  # noqa: PTH116  # called before each commit, and Path is slower
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_nlink

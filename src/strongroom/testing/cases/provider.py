@@ -1,4 +1,4 @@
-"""Cases of `StorageProvider`: namespaces, closing, and what a restart finds."""
+"""Cases of `StorageProvider`: namespaces, closing, and the data after a restart."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 
 from strongroom.errors import InvalidNamespace, StoreClosed
 from strongroom.storage import Feature, RecordStore, Write
+from strongroom.storage.provider import NODE_META
 from strongroom.testing.cases.typed import Item
 from strongroom.testing.trial import Trial, case, everything, get, holds, present, put, raises, same
 
 
 @case()
-async def namespaces_are_apart(trial: Trial) -> None:
+async def namespaces_are_separate(trial: Trial) -> None:
     first, second = await trial.store(a=b"1"), await trial.store(a=b"2", b=b"3")
     same(await everything(first), {"a": b"1"}, "the first namespace")
     same(await everything(second), {"a": b"2", "b": b"3"}, "the second namespace")
@@ -24,9 +25,9 @@ async def an_open_namespace_is_returned_again(trial: Trial) -> None:
     stores = await asyncio.gather(*(trial.provider.open(name) for _ in range(5)))
     await put(stores[0], [("a", b"1")])
     for store in stores:
-        same(await everything(store), {"a": b"1"}, "what one wrote, read by the others")
+        same(await everything(store), {"a": b"1"}, "what one has written, read through the others")
     revisions = await asyncio.gather(*(store.apply([Write("a", b"2")]) for store in stores))
-    same(len({revision for [revision] in revisions}), 5, "revisions of all who opened it")
+    same(len({revision for [revision] in revisions}), 5, "the revisions of all writes")
 
 
 @case()
@@ -40,14 +41,14 @@ async def namespaces_are_listed_in_order(trial: Trial) -> None:
 
 
 @case()
-async def a_dropped_namespace_is_gone_and_can_be_made_anew(trial: Trial) -> None:
+async def a_dropped_namespace_is_gone_and_can_be_created_again(trial: Trial) -> None:
     name, other = trial.name(), await trial.store(a=b"1")
     await put(await trial.provider.open(name), [("a", b"1")])
     await trial.provider.drop(name)
     await trial.provider.drop(name)
     holds(name not in await trial.provider.namespaces(), "a dropped namespace is not listed")
-    same(await everything(await trial.provider.open(name)), {}, "the namespace made anew")
-    same(await everything(other), {"a": b"1"}, "the namespace beside it")
+    same(await everything(await trial.provider.open(name)), {}, "the namespace created again")
+    same(await everything(other), {"a": b"1"}, "another namespace")
 
 
 @case()
@@ -60,7 +61,7 @@ async def names_that_differ_only_in_case_or_leave_the_directory_are_refused(tria
         with raises(InvalidNamespace, f"opening {wrong!r}"):
             await trial.provider.get_kv_store(Item, wrong)
     await trial.provider.get_kv_store(Item, f"{name}-".ljust(120, "x"))
-    await trial.provider.get_kv_store(Item, "__node_meta")
+    await trial.provider.own_store(Item, NODE_META)
 
 
 def _calls(store: RecordStore) -> list[tuple[str, Callable[[], Awaitable[object]]]]:
@@ -96,7 +97,7 @@ async def a_closed_provider_says_so(trial: Trial) -> None:
 
 
 @case(Feature.WATCH)
-async def closing_ends_those_who_wait_for_changes(trial: Trial) -> None:
+async def closing_ends_calls_that_wait_for_changes(trial: Trial) -> None:
     store = await trial.store(a=b"1")
     watch = asyncio.create_task(store.changes((await store.changes(None)).cursor))
     await asyncio.wait([watch], timeout=0.05)
@@ -125,19 +126,19 @@ async def a_restart_finds_everything(trial: Trial) -> None:
 
 
 @case(Feature.DURABLE)
-async def revisions_go_on_after_a_restart(trial: Trial) -> None:
+async def revisions_continue_after_a_restart(trial: Trial) -> None:
     name = trial.name()
     store = await trial.provider.open(name)
     await put(store, [("a", b"1"), ("b", b"2")])
     [last] = await store.apply([Write("b", None)])
     store = await trial.reopen(name)
     [revision] = await store.apply([Write("c", b"3")])
-    holds(revision > last, "a revision after a restart is higher than all before")
+    holds(revision > last, "a revision after a restart is higher than all earlier ones")
     await store.apply([Write("a", None)])
     [last] = await store.apply([Write("c", None)])
     store = await trial.reopen(name)
     [revision] = await store.apply([Write("a", b"4", expect=0)])
-    holds(revision > last, "also where everything had been deleted")
+    holds(revision > last, "the same after everything was deleted")
 
 
 @case(Feature.DURABLE)
@@ -148,15 +149,15 @@ async def writes_under_way_at_close_are_stored_or_refused(trial: Trial) -> None:
     await asyncio.sleep(0)
     await trial.provider.close()
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    await trial.start()
+    await trial.restart()
     store = await trial.provider.open(name)
     for number, result in enumerate(results):
         record = await get(store, f"k{number}")
         if isinstance(result, StoreClosed):
             same(record, None, "a write that was refused")
         else:
-            holds(isinstance(result, list), f"a write ends well or as refused, not as {result!r}")
-            holds(record is not None, "a write that was acknowledged is there")
+            holds(isinstance(result, list), f"a write succeeds or is refused, but not: {result!r}")
+            holds(record is not None, "a write that was acknowledged is stored")
 
 
 @case(Feature.DURABLE)
@@ -177,7 +178,7 @@ async def records_expire_while_the_store_is_closed(trial: Trial) -> None:
     await store.apply([Write("stays", b"2", expires=expires + 1)])
     await trial.provider.close()
     trial.clock.now = expires
-    await trial.start()
+    await trial.restart()
     store = await trial.provider.open(name)
     same(await everything(store), {"stays": b"2"}, "after a restart")
     same((await present(store, "stays")).expires, expires + 1, "the expiry of the other")

@@ -1,4 +1,4 @@
-"""Cases of `RecordStore`: reading, scanning, writing under conditions, and expiry."""
+"""Cases of `RecordStore`: reading, scanning, writing with conditions, and expiry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from strongroom.testing.trial import Trial, case, everything, get, holds, presen
 
 KIB, MIB = 1024, 1024 * 1024
 
-# In the order of their UTF-8 bytes, which is neither that of UTF-16 nor that of any language.
+# Sorted by their UTF-8 bytes, which is not the order of UTF-16 or of any language.
 KEYS = (
     *("\x01", "\n", "\n1", " ", "%", "*", "/", "10", "9", "?", "A", "A ", "B", "K", "Z", "[", "\\"),
     *("_", "a", "a\x01", "a\n2\n", "a ", "a%b", "a*", "a_b", "ab", "a\u0301", "a\ud7ff"),
@@ -53,10 +53,10 @@ async def values_of_any_size_come_back(trial: Trial) -> None:
 
 
 @case()
-async def keys_are_told_apart_by_their_code_points(trial: Trial) -> None:
+async def keys_differ_by_their_code_points(trial: Trial) -> None:
     store = await trial.store()
     await put(store, [(key, key.encode()) for key in reversed(KEYS)])
-    same(await store.count(), len(KEYS), "no two keys are taken for one")
+    same(await store.count(), len(KEYS), "all keys are different")
     records = await store.read(KEYS)
     same([r and r.value for r in records], [key.encode() for key in KEYS], "values, by key")
 
@@ -70,7 +70,7 @@ async def a_key_may_have_1024_bytes(trial: Trial) -> None:
 
 
 @case()
-async def reading_answers_in_the_order_of_the_question(trial: Trial) -> None:
+async def reading_returns_records_in_the_order_of_the_keys_given(trial: Trial) -> None:
     store = await trial.store(a=b"1", b=b"2")
     found = [record and record.value for record in await store.read(["b", "x", "a", "b"])]
     same(found, [b"2", None, b"1", b"2"], "keys out of order, absent and repeated")
@@ -101,7 +101,7 @@ async def a_prefix_is_taken_literally(trial: Trial) -> None:
 
 
 @case(Feature.ORDERED)
-async def a_scan_goes_on_behind_a_key_that_need_not_exist(trial: Trial) -> None:
+async def a_scan_starts_after_a_key_that_need_not_exist(trial: Trial) -> None:
     store = await trial.store()
     keys = [f"{letter}{number}" for letter in "abc" for number in range(4)] + ["b\U0010ffff"]
     await put(store, [(key, b"") for key in keys])
@@ -128,7 +128,7 @@ async def pages_end_at_the_limit_and_say_whether_more_follows(trial: Trial) -> N
         while True:
             page = await store.scan("key", after=after, limit=limit)
             seen += [record.key for record in page.records]
-            holds(0 < len(page.records) <= limit, f"a page that must be holds 1 to {limit}")
+            holds(0 < len(page.records) <= limit, f"a page has 1 to {limit} records")
             if not page.more:
                 break
             same(len(page.records), limit, "the length of a page that is not the last")
@@ -137,7 +137,7 @@ async def pages_end_at_the_limit_and_say_whether_more_follows(trial: Trial) -> N
 
 
 @case()
-async def pages_end_at_the_bytes_but_hold_one_record(trial: Trial) -> None:
+async def pages_end_at_the_maximum_of_bytes_but_have_one_record(trial: Trial) -> None:
     store = await trial.store()
     await put(store, [(key, b"x" * 100) for key in ("a", "b", "c", "d")] + [("e", b"y" * 1000)])
     sizes: list[int] = []
@@ -145,7 +145,7 @@ async def pages_end_at_the_bytes_but_hold_one_record(trial: Trial) -> None:
     while more:
         page = await store.scan(after=after, max_bytes=250)
         total = sum(len(record.value) for record in page.records)
-        holds(total <= 250 or len(page.records) == 1, "a page holds 250 bytes, or one record")
+        holds(total <= 250 or len(page.records) == 1, "a page has 250 bytes at most, or one record")
         sizes.append(len(page.records))
         after, more = page.records[-1].key, page.more
     same(sum(sizes), 5, "records in all pages")
@@ -154,7 +154,7 @@ async def pages_end_at_the_bytes_but_hold_one_record(trial: Trial) -> None:
 
 
 @case()
-async def a_scan_can_leave_the_values_out(trial: Trial) -> None:
+async def a_scan_can_leave_out_the_values(trial: Trial) -> None:
     store = await trial.store(a=b"x" * 100, b=b"y")
     page = await store.scan(values=False, max_bytes=1)
     whole = await store.scan()
@@ -227,13 +227,17 @@ async def a_condition_that_holds_lets_the_write_pass(trial: Trial) -> None:
     [first] = await store.apply([Write("a", b"1", expect=0)])
     [second] = await store.apply([Write("a", b"2", expect=first)])
     await store.apply([Write("a", None, expect=second)])
-    same(await store.apply([Write("a", None, expect=0)]), [0], "deleting what must be absent")
+    same(
+        await store.apply([Write("a", None, expect=0)]),
+        [0],
+        "deleting a record that must be absent",
+    )
     await store.apply([Write("a", b"3", expect=0)])
     same(await everything(store), {"a": b"3"}, "the record at the end")
 
 
 @case(Feature.ATOMIC)
-async def a_batch_is_stored_wholly_or_not_at_all(trial: Trial) -> None:
+async def a_batch_is_stored_completely_or_not_at_all(trial: Trial) -> None:
     store = await trial.store(a=b"1", b=b"2", c=b"3")
     with raises(RevisionConflict, "a batch whose last condition fails"):
         await store.apply(
@@ -242,7 +246,7 @@ async def a_batch_is_stored_wholly_or_not_at_all(trial: Trial) -> None:
     same(await everything(store), {"a": b"1", "b": b"2", "c": b"3"}, "after the failed batch")
     revisions = await store.apply([Write("c", b"5"), Write("absent", None), Write("a", None)])
     holds(revisions[0] > 0 and revisions[1] == 0 and revisions[2] > 0, "a revision for each write")
-    holds(revisions[0] != revisions[2], "each write takes a revision of its own")
+    holds(revisions[0] != revisions[2], "each write takes another revision")
     same(await everything(store), {"b": b"2", "c": b"5"}, "after the batch")
 
 
@@ -261,7 +265,7 @@ async def checks_guard_records_that_are_not_written(trial: Trial) -> None:
 
 
 @case()
-async def of_many_writers_with_one_condition_one_wins(trial: Trial) -> None:
+async def one_of_many_writers_with_the_same_condition_wins(trial: Trial) -> None:
     store = await trial.store(a=b"start")
     revision = (await present(store, "a")).revision
     results = await asyncio.gather(
@@ -307,7 +311,7 @@ async def a_snapshot_never_shows_half_of_a_batch(trial: Trial) -> None:
 
 
 @case()
-async def a_cancelled_write_is_stored_wholly_or_not_at_all(trial: Trial) -> None:
+async def a_cancelled_write_is_stored_completely_or_not_at_all(trial: Trial) -> None:
     store = await trial.store()
     atomic = Feature.ATOMIC in store.features
     for turns in range(30):
@@ -331,12 +335,12 @@ async def a_cancelled_write_is_stored_wholly_or_not_at_all(trial: Trial) -> None
 
 
 @case(Feature.TTL)
-async def a_record_is_there_until_its_microsecond(trial: Trial) -> None:
-    stores = [await trial.store(stays=b"1") for _ in range(3)]  # each is asked one thing first
+async def a_record_exists_until_the_microsecond_of_its_expiry(trial: Trial) -> None:
+    stores = [await trial.store(stays=b"1") for _ in range(3)]  # one for each kind of first call
     expires = trial.clock() + 1_000_000
     for store in stores:
         await store.apply([Write("goes", b"2", expires=expires)])
-        same((await present(store, "goes")).expires, expires, "the expiry that a record shows")
+        same((await present(store, "goes")).expires, expires, "the expiry of the record")
     trial.clock.now = expires - 1
     same(sorted(await everything(stores[0])), ["goes", "stays"], "one microsecond before")
     trial.clock.now = expires
@@ -360,12 +364,12 @@ async def an_expired_record_is_absent_for_conditions_and_deletions(trial: Trial)
     trial.clock.advance(1)
     [revision] = await store.apply([Write("c", b"2", expect=0)])
     record = await present(store, "c")
-    same(record, Record("c", b"2", revision, trial.clock(), trial.clock()), "written anew")
+    same(record, Record("c", b"2", revision, trial.clock(), trial.clock()), "written again")
     holds(revision > revisions[2], "its revision is higher than that of the expired one")
 
 
 @case(Feature.TTL)
-async def a_later_write_sets_the_expiry_anew(trial: Trial) -> None:
+async def a_later_write_decides_the_expiry_again(trial: Trial) -> None:
     store = await trial.store()
     soon, later = trial.clock() + 10, trial.clock() + 100
     for key in ("stays", "longer", "goes"):
@@ -377,11 +381,11 @@ async def a_later_write_sets_the_expiry_anew(trial: Trial) -> None:
     trial.clock.now = later
     same(await everything(store), {"stays": b"2"}, "after the second expiry")
     await store.apply([Write("past", b"3", expires=later)])
-    same(await get(store, "past"), None, "a record that was born expired")
+    same(await get(store, "past"), None, "a record that has expired when it is written")
 
 
 @case(Feature.TTL)
-async def expired_records_take_no_room_in_pages(trial: Trial) -> None:
+async def expired_records_do_not_count_in_pages(trial: Trial) -> None:
     store = await trial.store()
     soon = trial.clock() + 1
     for number in range(20):
@@ -389,7 +393,7 @@ async def expired_records_take_no_room_in_pages(trial: Trial) -> None:
     trial.clock.now = soon
     page = await store.scan(limit=4)
     same(sorted(r.key for r in page.records), ["04", "09", "14", "19"], "a page of 4")
-    holds(not page.more, "there is no more behind the last that has not expired")
+    holds(not page.more, "there are no more after the last that has not expired")
     page = await store.scan(limit=2)
     same((len(page.records), page.more), (2, True), "a page of 2, and more")
 
@@ -404,14 +408,14 @@ async def a_value_of_64_mib_comes_back(trial: Trial) -> None:
     record = await get(store, "large")
     holds(record is not None and record.value == value, "64 MiB come back")
     keys = await store.scan(values=False)
-    same(sorted(record.key for record in keys.records), ["large", "small"], "keys beside it")
+    same(sorted(record.key for record in keys.records), ["large", "small"], "the keys")
     [revision] = await store.apply([Write("large", None)])
     holds(revision > 0, "it can be deleted")
     same(await everything(store), {"small": b"1"}, "what is left")
 
 
 @case(Feature.ORDERED, slow=True)
-async def a_long_scan_meets_every_key_that_is_there_throughout(trial: Trial) -> None:
+async def a_long_scan_sees_every_key_that_exists_throughout(trial: Trial) -> None:
     store = await trial.store()
     names = [f"{number:05}" for number in range(5000)]
     await asyncio.gather(*(store.apply([Write(name, b"v" * 100)]) for name in names))
@@ -422,4 +426,4 @@ async def a_long_scan_meets_every_key_that_is_there_throughout(trial: Trial) -> 
         seen += [record.key for record in page.records if "-" not in record.key]
         after, more, number = page.records[-1].key, page.more, number + 1
         await put(store, [(f"{number * 199:05}-between", b""), (f"{number:05}", b"changed")])
-    same(seen, names, "each key once, in order, though others came between")
+    same(seen, names, "each key once, in order, although others were added in between")

@@ -1,4 +1,4 @@
-"""Cases of `KeyValueStore` on the provider: every method, and many callers at once."""
+"""Cases of `KeyValueStore` on the provider: every method, and concurrent callers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from strongroom.testing.trial import Trial, case, holds, raises, same
 
 
 class Item(BaseModel):
-    """What the cases store."""
+    """The model that the cases store."""
 
     n: int
     note: str | None = None
@@ -54,14 +54,14 @@ async def set_and_get_give_back_the_model(trial: Trial) -> None:
     holds(second > first, "set() returns a higher revision")
     same(await items.get("a"), Item(n=2, note="ü"), "get()")
     same(await items.get("absent"), None, "get() of an absent key")
-    with raises(RevisionConflict, "set() at a revision that has passed"):
+    with raises(RevisionConflict, "set() at an older revision"):
         await items.set("a", Item(n=3), if_revision=first)
     with raises(RevisionConflict, "set() of a key that must not exist"):
         await items.set("a", Item(n=3), if_revision=0)
 
 
 @case()
-async def an_entry_tells_revision_and_times(trial: Trial) -> None:
+async def an_entry_has_revision_and_times(trial: Trial) -> None:
     items = await _items(trial)
     await items.set("a", Item(n=1))
     trial.clock.advance(60)
@@ -70,13 +70,15 @@ async def an_entry_tells_revision_and_times(trial: Trial) -> None:
     if entry is None:
         raise AssertionError("entry() finds no record")
     same((entry.key, entry.value, entry.revision), ("a", Item(n=2), revision), "the entry")
-    same(entry.updated - entry.created, timedelta(seconds=60), "between created and updated")
+    same(
+        entry.updated - entry.created, timedelta(seconds=60), "the time between created and updated"
+    )
     same((entry.updated_us, entry.expires), (trial.clock(), None), "updated and expires")
     same(await items.entry("absent"), None, "entry() of an absent key")
 
 
 @case()
-async def create_update_and_delete_tell_present_from_absent(trial: Trial) -> None:
+async def create_update_and_delete_distinguish_present_from_absent(trial: Trial) -> None:
     items = await _items(trial)
     with raises(KeyMissing, "update() of an absent key"):
         await items.update("a", Item(n=0))
@@ -115,7 +117,7 @@ async def scan_goes_through_more_than_a_page(trial: Trial) -> None:
 
 
 @case()
-async def many_records_go_in_one_call(trial: Trial) -> None:
+async def many_records_are_read_in_one_call(trial: Trial) -> None:
     items = await _items(trial, a=1, b=2)
     same(await items.get_many(["b", "x", "a"]), {"b": Item(n=2), "a": Item(n=1)}, "get_many()")
     same(await items.get_many([]), {}, "get_many() of nothing")
@@ -151,7 +153,7 @@ async def a_transaction_sees_its_own_writes_and_others_do_not(trial: Trial) -> N
         await transaction.delete("b")
         same(await transaction.get("a"), Item(n=10), "a value that the transaction wrote")
         same(await transaction.get("b"), None, "a record that the transaction deleted")
-        same(await items.list(), {"a": Item(n=1), "b": Item(n=2)}, "what others see meanwhile")
+        same(await items.list(), {"a": Item(n=1), "b": Item(n=2)}, "what others see before its end")
     same(await items.list(), {"a": Item(n=10)}, "after the transaction")
     with raises(ZeroDivisionError, "an error within a transaction"):
         async with items.transaction() as transaction:
@@ -207,7 +209,7 @@ async def a_ttl_is_in_seconds_or_a_timedelta(trial: Trial) -> None:
     same(await items.list(), {"b": Item(n=2)}, "at the first expiry")
     await items.create("a", Item(n=3))
     trial.clock.advance(1000)
-    same(await items.list(), {"a": Item(n=3)}, "created anew, without a ttl")
+    same(await items.list(), {"a": Item(n=3)}, "created again, without a ttl")
 
 
 @case(Feature.TTL)
@@ -223,7 +225,7 @@ async def update_and_modify_keep_the_expiry_and_set_does_not(trial: Trial) -> No
 
 
 @case(Feature.WATCH)
-async def watch_goes_on_from_the_last_revision_seen(trial: Trial) -> None:
+async def watch_continues_from_the_last_revision_seen(trial: Trial) -> None:
     items = await _items(trial, a=1, b=2)
     cursor = 0
     async with asyncio.timeout(10), aclosing(items.watch(after=0)) as changes:
@@ -293,4 +295,6 @@ async def a_record_of_more_than_64_mib_is_refused(trial: Trial) -> None:
     same(await items.get("a"), Item(n=1), "the record after it was refused")
     await items.set("a", Item(n=2, note="x" * (MAX_VALUE_BYTES - 100)))
     item = await items.get("a")
-    holds(item and item.note and len(item.note) == MAX_VALUE_BYTES - 100, "a large one comes back")
+    holds(
+        item and item.note and len(item.note) == MAX_VALUE_BYTES - 100, "a large record comes back"
+    )

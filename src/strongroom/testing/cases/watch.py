@@ -1,4 +1,4 @@
-"""Cases of `RecordStore.changes`: nothing missed, nothing repeated, deletions and expiry seen."""
+"""Cases of `RecordStore.changes`: nothing is missed or repeated, deletions and expiry included."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def _seen(changes: Changes) -> list[tuple[str, bytes | None]]:
 
 
 async def _waiting(task: asyncio.Task[Changes]) -> None:
-    """Give a call of `changes` the time to begin to wait."""
+    """Give a call of `changes` time to start waiting."""
     done, _ = await asyncio.wait([task], timeout=0.05)
-    holds(not done, "changes() waits while there is nothing to tell")
+    holds(not done, "changes() waits until there is a change")
 
 
 @case(Feature.WATCH)
@@ -26,7 +26,7 @@ async def changes_come_once_for_each_key_in_the_order_of_revisions(trial: Trial)
     store = await trial.store(a=b"1", b=b"1")
     start = await store.changes(None)
     same(start.changes, [], "changes after None")
-    same(start.cursor, (await present(store, "b")).revision, "the present revision")
+    same(start.cursor, (await present(store, "b")).revision, "the current revision")
     await put(store, [("c", b"1"), ("a", b"2"), ("c", b"2"), ("d", b"1"), ("a", b"3")])
     changes = await store.changes(start.cursor)
     same(_seen(changes), [("c", b"2"), ("d", b"1"), ("a", b"3")], "the latest states, in order")
@@ -49,20 +49,20 @@ async def deletions_are_changes(trial: Trial) -> None:
     same(changes.changes[0].revision, deleted, "the revision of a deletion")
     await store.apply([Write("b", None)])
     await store.apply([Write("c", None)])
-    same(_seen(await store.changes(cursor))[0], ("b", None), "a deletion of what was deleted")
+    same(_seen(await store.changes(cursor))[0], ("b", None), "a record that was deleted twice")
 
 
 @case(Feature.WATCH)
-async def a_watcher_from_0_is_told_all_that_is_there(trial: Trial) -> None:
+async def a_watcher_from_0_sees_every_existing_record(trial: Trial) -> None:
     store = await trial.store(a=b"1", b=b"1", c=b"1")
     await store.apply([Write("b", None)])
     await put(store, [("a", b"2")])
     found = [change for change in _seen(await store.changes(0)) if change[1] is not None]
-    same(found, [("c", b"1"), ("a", b"2")], "what is there, in the order of revisions")
+    same(found, [("c", b"1"), ("a", b"2")], "existing records, in the order of revisions")
     trial.clock.now += 2 * TOMBSTONE_AGE
     await store.apply([Write("c", None)])
     found = [change for change in _seen(await store.changes(0)) if change[1] is not None]
-    same(found, [("a", b"2")], "after 0, which never expires")
+    same(found, [("a", b"2")], "after 0, which is never too old")
 
 
 @case(Feature.WATCH)
@@ -75,7 +75,7 @@ async def pages_of_changes_miss_and_repeat_nothing(trial: Trial) -> None:
         cursor = 0
         while len(seen) < len(wanted):
             changes = await store.changes(cursor, prefix=prefix, limit=3)
-            holds(0 < len(changes.changes) <= 3, "a page holds 1 to 3 changes")
+            holds(0 < len(changes.changes) <= 3, "a page has 1 to 3 changes")
             holds(changes.cursor >= changes.changes[-1].revision, "the cursor covers the page")
             seen += [change.key for change in changes.changes]
             cursor = changes.cursor
@@ -122,8 +122,10 @@ async def expiry_is_a_change(trial: Trial) -> None:
     changes = await store.changes(cursor)
     same(_seen(changes), [("goes", None)], "the change of a record that has expired")
     await put(store, [("goes", b"2")])
-    same(_seen(await store.changes(changes.cursor)), [("goes", b"2")], "written anew")
-    same(_seen(await store.changes(cursor)), [("goes", b"2")], "for a watcher who slept")
+    same(_seen(await store.changes(changes.cursor)), [("goes", b"2")], "written again")
+    same(
+        _seen(await store.changes(cursor)), [("goes", b"2")], "for a watcher with the older cursor"
+    )
 
 
 @case(Feature.WATCH, Feature.TTL)
@@ -133,7 +135,7 @@ async def a_waiting_watcher_sees_a_record_expire(trial: Trial) -> None:
     task = asyncio.create_task(store.changes((await store.changes(None)).cursor))
     await _waiting(task)
     trial.clock.advance(3600)
-    async with asyncio.timeout(5):  # the clock is to be looked at once a second
+    async with asyncio.timeout(5):  # the store must check the clock once a second
         same(_seen(await task), [("goes", None)], "the expiry")
 
 
@@ -153,9 +155,9 @@ async def a_cursor_is_good_or_expired_but_never_wrong(trial: Trial) -> None:
         pass
     else:
         same(changes, [("a", None), ("b", None)], "changes after an old cursor")
-    same(_seen(await store.changes(newer)), [("b", None)], "changes after a cursor not so old")
+    same(_seen(await store.changes(newer)), [("b", None)], "changes after a newer cursor")
     walk = await store.changes(1, since=newer)
-    holds(("c", b"1") in _seen(walk), "a walk from 0 goes on from an early revision")
+    holds(("c", b"1") in _seen(walk), "a walk from 0 continues from an early revision")
 
 
 @case(Feature.WATCH)
@@ -177,7 +179,7 @@ async def a_watcher_that_starts_again_misses_and_repeats_nothing(trial: Trial) -
         finished = writing.done()
         watch = asyncio.create_task(store.changes(cursor, limit=5))
         await asyncio.wait([watch], timeout=0.05)
-        if not watch.done():  # as a watcher that is stopped while it waits
+        if not watch.done():  # stop the watcher while it waits
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             if finished:
@@ -195,7 +197,7 @@ async def a_watcher_that_starts_again_misses_and_repeats_nothing(trial: Trial) -
 
 async def _scribble(store: RecordStore) -> None:
     """Write and delete among few keys, the same way every time."""
-    chance = random.Random(7)  # noqa: S311  # no secret
+    chance = random.Random(7)  # noqa: S311  # not a secret
     for number in range(300):
         key = f"k{chance.randrange(12)}"
         value = None if chance.random() < 0.3 else str(number).encode()

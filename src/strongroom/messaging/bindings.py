@@ -1,0 +1,87 @@
+"""The addresses that are bound on a node, and the handler that answers at each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from strongroom.messaging.address import Address
+from strongroom.messaging.envelope import Envelope
+from strongroom.messaging.routes import in_pool
+from strongroom.messaging.rpc import Handler
+
+
+class Bindings:
+    """What is on this node: its physical path, and its bound addresses.
+
+    >>> bindings = Bindings("node-1")
+    >>> bindings.path
+    '/node-1'
+    """
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self.path = f"/{node_id}"
+        self._handlers: dict[str, Handler] = {}
+        self._pools: list[Address] = []
+
+    def __contains__(self, address: str | None) -> bool:
+        return address in self._handlers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handlers)
+
+    def add(self, address: Address, handler: Handler) -> None:
+        """Let `handler` answer at `address`; in a pool, also at this node's own address in it."""
+        self._handlers[str(address)] = handler
+        if address.is_pool:
+            self._handlers[str(self.instance(address))] = handler
+            self._pools.append(address)
+
+    def remove(self, address: Address) -> None:
+        """Let nothing answer at `address`."""
+        self._handlers.pop(str(address), None)
+        if address in self._pools:
+            self._pools.remove(address)
+            self._handlers.pop(str(self.instance(address)), None)
+
+    def instance(self, address: Address) -> Address:
+        """The address that only this node has: in a pool, this node's own one."""
+        return address.member(self.node_id) if address.is_pool else address
+
+    def addresses_of(self, handler: Handler) -> set[str]:
+        """All addresses at which `handler` answers."""
+        return {address for address, bound in self._handlers.items() if bound is handler}
+
+    def announced(self) -> list[tuple[Address, Handler]]:
+        """The addresses that a sentinel must know: a pool, but not this node's address in it."""
+        known = [(Address.parse(address), handler) for address, handler in self._handlers.items()]
+        return [
+            (address, handler)
+            for address, handler in known
+            if address in self._pools or not any(in_pool(address, pool) for pool in self._pools)
+        ]
+
+    def is_here(self, envelope: Envelope) -> bool:
+        """Whether a message is for this node: for a bound address, or for the node's own path."""
+        if self.find(envelope) is not None:
+            return True
+        return envelope.to is not None and Address.parse(envelope.to).path == self.path
+
+    def find(self, envelope: Envelope) -> Handler | None:
+        """The handler for a message, chosen by address or by capabilities."""
+        if envelope.to is None:
+            return self._with_capabilities(envelope.capabilities or ())
+        handler = self._handlers.get(envelope.to)
+        if handler is None and self._pools:
+            return self._in_pool(Address.parse(envelope.to))
+        return handler
+
+    def _with_capabilities(self, capabilities: Sequence[str]) -> Handler | None:
+        wanted = set(capabilities)
+        able = (
+            handler for handler in self._handlers.values() if wanted <= set(handler.capabilities)
+        )
+        return next(able, None) if wanted else None
+
+    def _in_pool(self, address: Address) -> Handler | None:
+        return next((self._handlers[str(p)] for p in self._pools if in_pool(address, p)), None)

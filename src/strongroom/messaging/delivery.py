@@ -1,0 +1,64 @@
+"""How hard a node tries to deliver a message: at most once.
+
+`nodes/at_least_once.py` has the other policy, with the same methods.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType
+from strongroom.messaging.flow import Release
+from strongroom.messaging.rpc import Handler
+from strongroom.messaging.sender import Sender
+
+
+class Runner(Protocol):
+    """What runs requests: `serving.IncomingCalls`."""
+
+    def start(self, handler: Handler, envelope: Envelope, data: Data, release: Release) -> None:
+        """Run a request, or take a plain message."""
+
+
+class AtMostOnce:
+    """Sends each message once. A message that gets lost stays lost, and its caller is told."""
+
+    keeps_calls: ClassVar[bool] = False
+    """Whether a call outlives the link on which it was sent."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+
+    async def start(self) -> None:
+        """Continue what the last run of this node left."""
+
+    async def stop(self) -> None:
+        """End all work."""
+
+    async def send(self, envelope: Envelope) -> None:
+        """Send a request or a plain message, and return when it has left."""
+        await self.sender.send(envelope)
+
+    def settle(self, message_id: str) -> None:
+        """A message has its answer, or nobody waits for the answer any more."""
+
+    def on_ack(self, ack: DeliveryAck) -> bool:  # noqa: ARG002 - the other policy uses it
+        """Use an acknowledgement. False means that it is for the call to handle."""
+        return False
+
+    def on_link_lost(self) -> None:
+        """Messages that were on their way may be lost."""
+
+    def receive(
+        self, runner: Runner, handler: Handler, envelope: Envelope, data: Data, release: Release
+    ) -> None:
+        """Acknowledge a message if its sender asks for that, and run it."""
+        if envelope.rtype & ReplyType.ACK:
+            self.sender.acknowledge(envelope, DeliveryAck(ok=True))
+        runner.start(handler, envelope, data, release)
+
+    async def record_answer(self, request: Envelope, answer: Envelope | None) -> None:
+        """Called before the answer to a request is sent; with None after a plain message."""
+
+    def resume(self, runner: Runner, handler: Handler, addresses: set[str]) -> None:
+        """Run what was acknowledged for these addresses but not finished in the last run."""

@@ -1,0 +1,392 @@
+"""The children of a sentinel: their links, their names, and the calls under way to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import msgspec
+from pydantic import BaseModel
+
+from strongroom.admission.handshake import check_may_listen, refusal
+from strongroom.errors import CallError, FabricError, InvalidAddress, NoRoute, StreamStalled
+from strongroom.messaging.address import is_address, new_id, source_id
+from strongroom.messaging.bindings import Bindings
+from strongroom.messaging.envelope import (
+    AddressBind,
+    AddressBindAck,
+    AddressUnbind,
+    AddressUnbindAck,
+    CapabilityAdvertise,
+    CapabilityAdvertiseAck,
+    CapabilityWithdraw,
+    CapabilityWithdrawAck,
+    ControlAck,
+    Data,
+    DeliveryAck,
+    Envelope,
+    FlowFlag,
+    NackCode,
+    NodeAttach,
+    NodeAttachAck,
+    NodeHeartbeat,
+    NodeHeartbeatAck,
+    ReplyType,
+)
+from strongroom.messaging.flow import Channel, Release, ends_flow
+from strongroom.messaging.link import Link, listen
+from strongroom.messaging.routes import Routes
+from strongroom.messaging.rpc import read_response
+from strongroom.messaging.sender import NodeEvents, WayOut
+from strongroom.settings import Settings
+
+if TYPE_CHECKING:
+    from strongroom.storage.provider import StorageProvider
+    from strongroom.storage.typed import KeyValueStore
+
+ATTACH_SECONDS = 10.0
+MAX_CHILDREN = 4096
+MAX_CALLS_UNDER_WAY = 65536
+ROUTE_LIFETIME = timedelta(days=7)
+
+log = logging.getLogger(__name__)
+
+
+class Route(BaseModel):
+    """What a sentinel stores about a child."""
+
+    system_id: str
+    path: str
+    addresses: dict[str, list[str]]
+    expires: datetime
+
+
+class _Call(NamedTuple):
+    """What is needed to tell a caller that its call was cut off."""
+
+    request_id: str
+    reply_to: str
+    trace_id: str | None
+    is_stream: bool
+
+
+class ChildLink:
+    """The link of one child, and the calls under way to it."""
+
+    def __init__(self, children: Children, link: Link) -> None:
+        self._children = children
+        self.link = link
+        self.system_id: str | None = None
+        self.under_way: dict[str, _Call] = {}
+        self.channel = Channel(link, self)
+        self._deadline = asyncio.get_running_loop().call_later(ATTACH_SECONDS, self._give_up)
+
+    def on_attached(self, system_id: str) -> None:
+        """The handshake has succeeded."""
+        self.system_id = system_id
+        self._deadline.cancel()
+
+    def _give_up(self) -> None:
+        self.link.close(1008, "no NodeAttach came")
+
+    def on_envelope(
+        self, _channel: Channel, envelope: Envelope, data: bytes, release: Release
+    ) -> None:
+        """(ChannelOwner) Route a message, or answer a control frame."""
+        if isinstance(envelope.frame, Data | DeliveryAck) and self.system_id is not None:
+            self._children.route(self, envelope, data, release)
+        else:
+            release()
+            self._children.control(self, envelope)
+
+    def on_channel_closed(self, _channel: Channel, reason: str) -> None:
+        """(ChannelOwner) The child is gone."""
+        self._deadline.cancel()
+        self._children.on_child_lost(self, reason)
+
+    def record_request(self, envelope: Envelope) -> None:
+        """Remember a message to this child, if it is a call."""
+        if not envelope.rtype & (ReplyType.REPLY | ReplyType.STREAM):
+            return
+        if envelope.corr_id is None or envelope.reply_to is None:
+            return
+        if len(self.under_way) >= MAX_CALLS_UNDER_WAY:
+            del self.under_way[next(iter(self.under_way))]
+        is_stream = bool(envelope.rtype & ReplyType.STREAM)
+        call = _Call(envelope.id, envelope.reply_to, envelope.trace_id, is_stream)
+        self.under_way[envelope.corr_id] = call
+
+    def record_answer(self, envelope: Envelope) -> None:
+        """Forget the call that a message from this child ends."""
+        call = self.under_way.get(envelope.corr_id or "")
+        if call is None or envelope.to != call.reply_to:
+            return
+        if not call.is_stream or _ends_stream(envelope):
+            del self.under_way[envelope.corr_id or ""]
+
+
+def _ends_stream(envelope: Envelope) -> bool:
+    if not isinstance(envelope.frame, Data) or ends_flow(envelope):
+        return True
+    try:
+        return read_response(envelope.frame.payload).value() is None
+    except (msgspec.MsgspecError, CallError, RecursionError):
+        return True
+
+
+class Children(WayOut):
+    """The way out of a sentinel, and what routes the messages of its children."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        bindings: Bindings,
+        events: NodeEvents,
+        store: KeyValueStore[Route],
+    ) -> None:
+        check_may_listen(settings)
+        self.port = 0
+        self.links: set[ChildLink] = set()
+        self._settings = settings
+        self._bindings = bindings
+        self._events = events
+        self._store = store
+        self._epoch = new_id()
+        self._attached: dict[str, ChildLink] = {}
+        self._routes = Routes(bindings.path)
+        self._writes: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        bindings: Bindings,
+        events: NodeEvents,
+        provider: StorageProvider,
+    ) -> Self:
+        """Open the store of routes; the listener opens at `start`."""
+        store = await provider.own_store(Route, "__route_store")
+        return cls(settings, bindings, events, store)
+
+    # --- the way out ---
+
+    def channel_to(self, envelope: Envelope) -> Channel:
+        child = self._find(envelope)
+        child.record_request(envelope)
+        return child.channel
+
+    async def start(self) -> None:
+        """Load the routes, and listen.
+
+        Raises:
+            ListenFailed: The port is taken, or the host is not one of this machine.
+        """
+        await self._load_routes()
+        host, port = self._settings.listener_host, self._settings.listener_port
+        self._server = await listen(host, port, self)
+        self.port = self._server.sockets[0].getsockname()[1]
+        log.info("%s listens on %s port %d", self._bindings.path, host, self.port)
+
+    async def stop(self) -> None:
+        """Close the listener and all links, and finish what is being stored."""
+        if self._server is not None:
+            self._server.close()
+        links = [child.link for child in self.links]
+        for link in links:
+            link.close()
+        await asyncio.gather(*(link.closed.wait() for link in links))
+        await asyncio.gather(*self._writes, return_exceptions=True)
+
+    def describe(self) -> dict[str, Any]:
+        """The port, and each child with its addresses."""
+        nodes = [
+            {"id": child.system_id, "attached": child.is_attached, "addresses": child.addresses}
+            for child in self._routes.children.values()
+        ]
+        return {"port": self.port, "nodes": nodes}
+
+    # --- Listener ---
+
+    def on_link(self, link: Link) -> None:
+        """(Listener) A child has connected; it attaches with its first message."""
+        if len(self.links) >= MAX_CHILDREN:
+            link.close(1013, f"there are {MAX_CHILDREN} children already")
+            return
+        self.links.add(ChildLink(self, link))
+
+    def health(self) -> bytes:
+        """(Listener) The answer to a health check."""
+        return msgspec.json.encode({"status": "healthy", "active_connections": len(self._attached)})
+
+    # --- what children ask of the sentinel ---
+
+    def control(self, child: ChildLink, request: Envelope) -> None:
+        """Answer a control frame."""
+        frame = request.frame
+        if isinstance(frame, NodeAttach):
+            self._attach(child, request, frame)
+        elif child.system_id is None:
+            child.link.close(1008, "the first message is NodeAttach")
+        elif isinstance(frame, NodeHeartbeat):
+            self._answer(child, request, NodeHeartbeatAck(ok=True, routing_epoch=self._epoch))
+        else:
+            self._change_names(child, child.system_id, request)
+
+    def _attach(self, child: ChildLink, request: Envelope, frame: NodeAttach) -> None:
+        token = self._settings.admission_token
+        reason = refusal(frame, child.link.name, self._bindings.node_id, child.link.token, token)
+        if reason is None and child.system_id is not None:
+            reason = "The link is attached already"
+        if reason is not None:
+            log.warning("%s was refused: %s", child.link.name, reason)
+            self._answer(child, request, NodeAttachAck(ok=False, reason=reason))
+            child.link.close(1008, reason)
+            return
+        previous = self._attached.get(frame.system_id)
+        self._attached[frame.system_id] = child
+        if previous is not None:
+            previous.link.close()
+        child.on_attached(frame.system_id)
+        self._routes.child(frame.system_id).is_attached = True
+        ack = NodeAttachAck(
+            ok=True,
+            target_system_id=self._bindings.node_id,
+            assigned_path=self._path_of(frame.system_id),
+            target_physical_path=self._bindings.path,
+            routing_epoch=self._epoch,
+        )
+        self._answer(child, request, ack)
+        log.info("%s attached", frame.system_id)
+
+    def _change_names(self, child: ChildLink, system_id: str, request: Envelope) -> None:
+        frame, routes = request.frame, self._routes
+        ack: ControlAck
+        match frame:
+            case AddressBind(address=address) if not is_address(address):
+                reason = "This is not an address"
+                ack = AddressBindAck(ok=False, address=address, reason=reason)
+                self._answer(child, request, ack)
+                return
+            case AddressBind(address=address):
+                routes.bind(system_id, address)
+                ack = AddressBindAck(ok=True, address=address)
+            case AddressUnbind(address=address):
+                routes.unbind(system_id, address)
+                ack = AddressUnbindAck(ok=True, address=address)
+            case CapabilityAdvertise(address=address, capabilities=capabilities):
+                routes.advertise(system_id, address, capabilities)
+                ack = CapabilityAdvertiseAck(ok=True, address=address, capabilities=capabilities)
+            case CapabilityWithdraw(address=address, capabilities=capabilities):
+                routes.withdraw(system_id, address, capabilities)
+                ack = CapabilityWithdrawAck(ok=True, address=address, capabilities=capabilities)
+            case _:
+                log.info("%s sent %s, which is not for us", system_id, type(frame).__name__)
+                return
+        self._spawn(self._store_and_answer(child, system_id, request, ack))
+
+    async def _store_and_answer(
+        self, child: ChildLink, system_id: str, request: Envelope, ack: ControlAck
+    ) -> None:
+        route = Route(
+            system_id=system_id,
+            path=self._path_of(system_id),
+            addresses=self._routes.child(system_id).addresses,
+            expires=datetime.now(UTC) + ROUTE_LIFETIME,
+        )
+        await self._store.set(system_id, route)
+        self._answer(child, request, ack)
+
+    def _answer(self, child: ChildLink, request: Envelope, ack: ControlAck) -> None:
+        ack.ref_id = request.id
+        child.channel.send_now(
+            Envelope(
+                sid=source_id(self._bindings.path),
+                trace_id=request.trace_id,
+                corr_id=request.corr_id,
+                frame=ack,
+            )
+        )
+
+    async def _load_routes(self) -> None:
+        for system_id, route in (await self._store.list()).items():
+            if route.expires < datetime.now(UTC):
+                await self._store.delete(system_id)
+                continue
+            for address, capabilities in route.addresses.items():
+                self._routes.bind(system_id, address)
+                self._routes.advertise(system_id, address, capabilities)
+
+    def _path_of(self, system_id: str) -> str:
+        return f"{self._bindings.path}/{system_id}"
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._writes.add(task)
+        task.add_done_callback(self._on_written)
+
+    def _on_written(self, task: asyncio.Task[None]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a change of routes was not stored", exc_info=task.exception())
+
+    def on_child_lost(self, child: ChildLink, reason: str) -> None:
+        """A link is gone: tell every caller that waits for an answer over it."""
+        self.links.discard(child)
+        if child.system_id is None:
+            return
+        if self._attached.get(child.system_id) is child:
+            del self._attached[child.system_id]
+            self._routes.left(child.system_id)
+            log.info("%s is gone: %s", child.system_id, reason)
+        for corr_id, call in child.under_way.items():
+            text = f"The node that ran the call is gone, and it may have run: {reason}."
+            self._nack(call, corr_id, NackCode.CALL_INTERRUPTED, text)
+        child.under_way.clear()
+
+    # --- messages from children ---
+
+    def route(self, source: ChildLink, envelope: Envelope, data: bytes, release: Release) -> None:
+        """Forward a message unchanged, or hand it to the sentinel's own node."""
+        source.record_answer(envelope)
+        try:
+            if self._bindings.is_here(envelope):
+                self._events.on_message(envelope, release)
+                return
+            child = self._find(envelope)
+            if child is source:  # it sent this to us because it does not have the address
+                raise NoRoute(f"Unroutable to {envelope.to}", code=NackCode.NO_ROUTE)
+            flow_id = envelope.flow_id or ""
+            child.channel.enqueue(flow_id, data, release)
+        except (NoRoute, InvalidAddress, StreamStalled) as error:
+            release()
+            self._refuse(envelope, error)
+            return
+        child.record_request(envelope)
+        if ends_flow(envelope):
+            child.channel.end_flow(flow_id)
+
+    def _find(self, envelope: Envelope) -> ChildLink:
+        system_id = self._routes.find(envelope.to, envelope.capabilities, envelope.id)
+        return self._attached[system_id]
+
+    def _refuse(self, envelope: Envelope, error: FabricError) -> None:
+        if isinstance(envelope.frame, Data) and envelope.reply_to and envelope.corr_id:
+            call = _Call(envelope.id, envelope.reply_to, envelope.trace_id, is_stream=False)
+            code = error.code if isinstance(error, NoRoute) else None
+            if isinstance(error, StreamStalled):
+                code = NackCode.STREAM_STALLED
+            self._nack(call, envelope.corr_id, str(code or NackCode.NO_ROUTE), str(error))
+
+    def _nack(self, call: _Call, corr_id: str, code: str, reason: str) -> None:
+        nack = Envelope(
+            trace_id=call.trace_id,
+            to=call.reply_to,
+            corr_id=corr_id,
+            flow_flags=FlowFlag.RESET,
+            frame=DeliveryAck(ok=False, code=code, reason=reason, ref_id=call.request_id),
+        )
+        self._events.on_undelivered(nack)
