@@ -13,9 +13,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "strongroom"
 LONGEST_FUNCTION = 50
 
 # Lower these when the counts have fallen; never raise them.
-MOST_CALLABLES = 26
-MOST_LATE_ATTRIBUTES = 17
-MOST_LINES = 13_380
+MOST_CALLABLES = 8
+MOST_LATE_ATTRIBUTES = 0
+MOST_LINES = 13_249
 
 NO_WIRING = {"Clock", "Upgrade", "Make"}
 """Functions that a constructor may well be given: a source of time, and a user's own."""
