@@ -27,12 +27,16 @@ from strongroom import (
     MemoryProvider,
     Sentinel,
     Settings,
+    StorageSettings,
     errors,
     operation,
     settings,
     storage,
     testing,
 )
+from strongroom.admin import records
+from strongroom.admin.command import Administered
+from strongroom.admin.socket import DirectoryClient
 
 SOURCE = Path(strongroom.__file__).parent
 
@@ -114,12 +118,14 @@ async def stage(module: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[d
             "agent": agent,
             "accounts": accounts,
             "asyncio": asyncio,
+            "client": DirectoryClient(Administered(StorageSettings(), provider)),
             "counters": await provider.get_kv_store(Counter, "counters"),
             "cursor": 0,
             "handler": agent,
             "node": node,
             "notes": notes,
             "provider": provider,
+            "records": records,
             "store": notes,
             "timedelta": timedelta,
             "value": Note(text="value"),
