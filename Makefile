@@ -46,7 +46,7 @@ $(VENV)/.installed: $(VENV)/.runtime
 	@touch $@
 
 test: install
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(PYTEST_OPTIONS)
 
 test-all: install
 	$(BIN)/pytest

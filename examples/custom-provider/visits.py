@@ -19,7 +19,6 @@ def one_more(visits: Visits) -> Visits:
 
 async def main() -> None:
     async with Fabric() as node:
-        assert node.storage is not None
         store = await node.storage.get_kv_store(Visits, "visits")
         visits = await store.modify("visits", one_more, default=Visits())
         print(f"Visit {visits.number} of node {node.id}, kept by {type(node.storage).__name__}:")
