@@ -11,11 +11,13 @@ from strongroom import (
     CallTimeout,
     Fabric,
     NoRoute,
+    Sentinel,
     Settings,
     StorageSettings,
     StreamStalled,
     open_provider,
 )
+from strongroom.errors import AttachRefused
 from strongroom.nodes.uplink import ROUTES_RETURN_SECONDS
 from support.fabrics import ADDRESS, Probe, fabric, sentinel, url
 from support.links import MemoryNetwork, RawPeer, in_virtual_time, network
@@ -235,6 +237,107 @@ async def test_calls_are_tried_again_for_10_seconds_after_a_sentinel_has_restart
             await Probe.remote(ADDRESS, fabric=client).echo()
         assert now() - begun < 0.1
     await hub.stop()
+
+
+@in_virtual_time
+async def test_a_call_waits_for_an_agent_that_returns_to_a_restarted_sentinel(
+    network: MemoryNetwork,
+) -> None:
+    storage = await open_provider(StorageSettings())
+    known = Settings(node_id="hub", listener_port=7)
+    agent_settings = Settings(node_id="agent", admission_url="ws://memory:7/fame/x")
+    async with Sentinel(known, storage=storage), Fabric(agent_settings) as node:
+        await node.serve(Probe(), ADDRESS)
+    async with (
+        Sentinel(known, storage=storage),
+        Fabric(Settings(admission_url="ws://memory:7/fame/x")) as client,
+    ):
+        calls = [
+            asyncio.create_task(Probe.remote(ADDRESS, fabric=client).echo(number))
+            for number in range(100)
+        ]
+        await asyncio.sleep(5)
+        assert not any(call.done() for call in calls)
+        async with Fabric(agent_settings) as node:
+            await node.serve(Probe(), ADDRESS)
+            assert await asyncio.gather(*calls) == list(range(100))
+
+
+@in_virtual_time
+async def test_a_call_for_an_agent_that_does_not_return_is_refused_after_10_seconds(
+    network: MemoryNetwork,
+) -> None:
+    storage = await open_provider(StorageSettings())
+    known = Settings(node_id="hub", listener_port=7)
+    url = "ws://memory:7/fame/x"
+    async with Sentinel(known, storage=storage), Fabric(Settings(admission_url=url)) as node:
+        await node.serve(Probe(), ADDRESS)
+    begun = now()
+    async with Sentinel(known, storage=storage), Fabric(Settings(admission_url=url)) as client:
+        with pytest.raises(NoRoute) as caught:
+            await Probe.remote(ADDRESS, fabric=client).echo()
+        assert caught.value.code == "CHILD_UNREACHABLE"
+        assert now() - begun == pytest.approx(10.0, abs=0.1)
+        begun = now()
+        with pytest.raises(NoRoute):
+            await Probe.remote(ADDRESS, fabric=client).echo()
+        assert now() - begun < 0.1
+
+
+@in_virtual_time
+async def test_children_that_stay_away_for_a_week_are_forgotten(network: MemoryNetwork) -> None:
+    async with sentinel() as hub:
+        for number in range(3):
+            async with fabric(hub, node_id=f"agent-{number}") as node:
+                await node.serve(Probe(), ADDRESS)
+            await asyncio.sleep(3 * 24 * 3600)
+        known = [each["id"] for each in hub.children.describe()["nodes"]]
+        assert known == ["agent-0", "agent-1", "agent-2"]
+        async with fabric(hub, node_id="agent-3"):
+            await asyncio.sleep(3 * 24 * 3600)
+        await asyncio.sleep(1)
+        known = [each["id"] for each in hub.children.describe()["nodes"]]
+        assert known == ["agent-2"]
+        store = await hub.storage.open("__route_store")
+        assert await store.count() == 1
+
+
+@in_virtual_time
+async def test_an_agent_whose_address_was_taken_meanwhile_gets_it_back_when_it_is_free(
+    network: MemoryNetwork,
+) -> None:
+    first, second = Probe(), Probe()
+    hub = sentinel(node_id="hub", listener_port=7)
+    await hub.start()
+    async with fabric(hub) as client, fabric(hub) as older:
+        await older.serve(first, ADDRESS)
+        network.listeners.pop(7)
+        network.links[1].close()
+        await asyncio.sleep(1)
+        network.listeners[7] = hub.children
+        async with fabric(hub) as newer:
+            await newer.serve(second, ADDRESS)
+            await asyncio.sleep(20)
+            assert older.describe()["attached"]
+            await client.send_message(ADDRESS, "to the newer one")
+            await asyncio.sleep(1)
+        await client.send_message(ADDRESS, "to the older one")
+        await asyncio.sleep(1)
+    await hub.stop()
+    assert (second.messages, first.messages) == (["to the newer one"], ["to the older one"])
+
+
+@in_virtual_time
+async def test_a_second_agent_at_the_address_of_an_attached_one_is_refused(
+    network: MemoryNetwork,
+) -> None:
+    async with sentinel() as hub, fabric(hub, node_id="one") as one, fabric(hub) as two:
+        await one.serve(Probe(), ADDRESS)
+        with pytest.raises(AttachRefused, match="one has this address, and is attached"):
+            await two.serve(Probe(), ADDRESS)
+        assert ADDRESS not in two.describe()["bindings"]
+        for node in (one, two):
+            await node.serve(Probe(), "pool@*.fame.fabric")  # where there is room for both
 
 
 @in_virtual_time

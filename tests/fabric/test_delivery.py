@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from strongroom import Agent, Fabric, Settings, operation
+from strongroom import Agent, Fabric, Settings, open_provider, operation
 from strongroom.errors import CallTimeout, NoRoute, OperationFailed, SettingsError
+from strongroom.nodes.at_least_once import ReceivedMessage
 from strongroom.settings import StorageSettings
-from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel
+from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel, url
 from support.peer import raw_child, say
 from support.processes import Program, attach_url, free_port, running
 from support.proxy import proxied
@@ -135,3 +136,29 @@ async def test_a_call_outlives_its_agents_crash(tmp_path: Path) -> None:
 async def test_an_unknown_profile_is_refused_by_name() -> None:
     with pytest.raises(SettingsError, match="FAME_DELIVERY_PROFILE"):
         await Fabric(Settings(delivery_profile="twice")).start()
+
+
+async def test_an_agent_that_has_answered_starts_again_within_ten_minutes() -> None:
+    storage = await open_provider(StorageSettings())
+    async with sentinel() as hub, fabric(hub, **AT_LEAST_ONCE) as client:
+        settings = Settings(admission_url=url(hub), delivery_profile="at-least-once")
+        remote = Probe.remote(ADDRESS, fabric=client)
+        for _ in range(2):
+            async with Fabric(settings, storage=storage) as node:
+                await node.serve(Probe(), ADDRESS)
+                assert await remote.echo("hello") == "hello"
+
+
+@pytest.mark.parametrize("namespace", ["__delivery_inbox", "__delivery_outbox"])
+async def test_a_stored_message_that_cannot_be_read_does_not_keep_a_node_from_starting(
+    namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = await open_provider(StorageSettings())
+    for text in ("", "{", '{"id":"x","frame":{"type":"Data"}}', '{"frame":{"type":"Strange"}}'):
+        store = await storage.own_store(ReceivedMessage, namespace)
+        await store.set(f"key {text}", ReceivedMessage(envelope=text))
+    settings = Settings(delivery_profile="at-least-once")
+    async with Fabric(settings, storage=storage) as node:
+        await node.serve(Probe(), ADDRESS)
+        assert await Probe.remote(ADDRESS, fabric=node).echo("hello") == "hello"
+    assert "cannot be read" in caplog.text

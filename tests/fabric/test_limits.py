@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from strongroom import Agent, Fabric
 from strongroom.errors import CallInterrupted, StreamStalled
 from strongroom.messaging import calls, flow
 from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel, sentinel_agent_and_client
-from support.peer import close_code, raw_child, say
+from support.peer import PATH, close_code, raw_child, say
+from support.proxy import proxied
 
 HOSTILE = {
     "not JSON": b"{",
@@ -104,11 +105,27 @@ async def test_other_paths_are_refused_and_the_health_check_is_answered() -> Non
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == "healthy"
 
 
-async def test_the_newer_link_of_a_node_replaces_the_older() -> None:
-    async with sentinel() as hub, raw_child(hub) as older, raw_child(hub) as newer:
-        assert (await close_code(older))[0] == 1000
-        await say(newer, "2", {"type": "NodeHeartbeat"}, corrId="c2")
-        assert json.loads(await newer.recv())["frame"]["ok"]
+async def test_a_second_node_under_the_id_of_one_that_answers_is_refused() -> None:
+    async with sentinel() as hub, raw_child(hub) as older, raw_child(hub, attach=False) as newer:
+        await say(newer, "1", {"type": "NodeAttach", "systemId": "raw"}, corrId="c")
+        ack = json.loads(await newer.recv())["frame"]
+        assert not ack["ok"]
+        assert "Another node with the id 'raw' is attached" in ack["reason"]
+        assert (await close_code(newer))[0] == 1008
+        await say(older, "2", {"type": "NodeHeartbeat"}, corrId="c2")
+        assert json.loads(await older.recv())["frame"]["ok"]
+
+
+async def test_a_node_whose_old_link_does_not_answer_returns_on_a_new_one() -> None:
+    async with sentinel() as hub, proxied(hub.port) as proxy:
+        url = f"ws://127.0.0.1:{proxy.port}{PATH}raw"
+        async with connect(url, close_timeout=0) as older:
+            await say(older, "1", {"type": "NodeAttach", "systemId": "raw"}, corrId="c")
+            await older.recv()
+            proxy.flowing.clear()  # the network swallows all that either end sends
+            async with raw_child(hub) as newer:
+                await say(newer, "2", {"type": "NodeHeartbeat"}, corrId="c2")
+                assert json.loads(await newer.recv())["frame"]["ok"]
 
 
 async def test_names_outlive_their_link_as_long_as_the_epoch() -> None:
@@ -126,21 +143,65 @@ async def test_names_outlive_their_link_as_long_as_the_epoch() -> None:
                 await call
 
 
-async def test_a_flood_beyond_its_credit_closes_its_link() -> None:
+async def test_a_flood_beyond_its_credit_waits_in_the_senders_socket_and_loses_nothing() -> None:
     async with sentinel() as hub, raw_child(hub, "deaf") as deaf, raw_child(hub, "loud") as loud:
         await say(deaf, "2", {"type": "AddressBind", "address": ADDRESS}, corrId="b")
         await deaf.recv()
-        for number in range(200):
-            with contextlib.suppress(ConnectionClosed):
-                await say(loud, str(number), {"type": "Data", "payload": 1}, to=ADDRESS, flowId="f")
-        code, reason = await close_code(loud)
-        assert code == 1008
-        assert reason is not None
-        assert "more than it had credit for" in reason
-        for _ in range(flow.WINDOW):
-            assert "Data" in str(await deaf.recv())
-        await say(deaf, "3", {"type": "NodeHeartbeat"}, corrId="c3")
-        assert "HeartbeatAck" in str(await deaf.recv())
+        padding = "x" * 10_000
+        sending = asyncio.create_task(flood(loud, 2000, padding))
+        await asyncio.sleep(0.5)
+        [channel] = [each.channel for each in hub.children.links if each.system_id == "loud"]
+        assert channel._incoming["f"].held < 500  # the rest is in the socket, or not even sent
+        got = 0
+        while got < 2000:
+            envelope = json.loads(await deaf.recv())
+            if envelope["frame"]["type"] == "Data":
+                assert envelope["id"] == str(got)
+                got += 1
+                if got % flow.CREDIT_AFTER == 0:
+                    credit = {"type": "CreditUpdate", "flowId": "f", "credits": flow.CREDIT_AFTER}
+                    await say(deaf, "c", credit, flowId="f")
+        await sending
+        await say(loud, "3", {"type": "NodeHeartbeat"}, corrId="c3")
+        while "HeartbeatAck" not in str(await loud.recv()):
+            pass
+
+
+async def flood(link: ClientConnection, number: int, padding: str) -> None:
+    for each in range(number):
+        frame = {"type": "Data", "payload": padding}
+        await say(link, str(each), frame, to=ADDRESS, flowId="f")
+
+
+@pytest.mark.parametrize("number", [97, 300])
+async def test_many_calls_at_once_at_least_once_cost_nobody_the_link(number: int) -> None:
+    settings = {"delivery_profile": "at-least-once"}
+    async with (
+        sentinel() as hub,
+        fabric(hub, **settings) as node,
+        fabric(hub, **settings) as client,
+    ):
+        await node.serve(Probe(), ADDRESS)
+        remote = Probe.remote(ADDRESS, fabric=client)
+        links = {each.link for each in hub.children.links}
+        results = await asyncio.gather(*(remote.echo(each) for each in range(number)))
+        assert results == list(range(number))
+        assert {each.link for each in hub.children.links} == links
+
+
+@pytest.mark.parametrize("number", [120, 500])
+async def test_many_streams_cancelled_in_one_turn_cost_nobody_the_link(number: int) -> None:
+    async with sentinel() as hub, fabric(hub) as node, fabric(hub) as client:
+        await node.serve(Probe(), ADDRESS)
+        remote = Probe.remote(ADDRESS, fabric=client)
+        links = {each.link for each in hub.children.links}
+        streams = [aiter(remote.count(1_000_000)) for _ in range(number)]
+        await asyncio.gather(*(anext(stream) for stream in streams))
+        closing = [asyncio.create_task(stream.aclose()) for stream in streams]  # type: ignore[attr-defined]
+        await asyncio.gather(*closing)
+        assert await remote.echo("still there") == "still there"
+        assert {each.link for each in hub.children.links} == links
+        await eventually(lambda: len(node._running.incoming) == 0)
 
 
 async def test_a_flood_of_flows_closes_its_link(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,7 @@ class MemoryLink(Loopback):
         self.name = name
         self.token = token
         self.peer: MemoryLink = self
+        self.is_silent = False
 
     @classmethod
     def pair(cls, name: str, token: str | None = None) -> tuple[MemoryLink, MemoryLink]:
@@ -74,6 +75,11 @@ class MemoryLink(Loopback):
     def send(self, data: bytes) -> None:
         if not self.closed.is_set():
             self._loop.call_soon(self.peer._deliver, data)
+
+    async def answers(self, timeout: float) -> bool:
+        if self.is_silent:
+            await asyncio.sleep(timeout)
+        return not (self.is_silent or self.closed.is_set())
 
     def close(self, code: int = 1000, reason: str = "normal closure") -> None:
         for end in (self, self.peer):

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from strongroom.messaging.address import Address
 from strongroom.messaging.envelope import Envelope
-from strongroom.messaging.routes import in_pool
 from strongroom.messaging.rpc import Handler
 
 
@@ -85,3 +84,11 @@ class Bindings:
 
     def _in_pool(self, address: Address) -> Handler | None:
         return next((self._handlers[str(p)] for p in self._pools if in_pool(address, p)), None)
+
+
+def in_pool(address: Address, pool: Address) -> bool:
+    """Whether `address` is in `pool`. `*.fame.fabric` contains `fame.fabric` too."""
+    if not pool.is_pool or address.participant != pool.participant:
+        return False
+    suffix = pool.host[2:]
+    return address.host in {suffix, pool.host} or address.host.endswith("." + suffix)

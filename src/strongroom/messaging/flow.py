@@ -24,7 +24,7 @@ WINDOW = 32
 CREDIT_AFTER = 24
 """Released messages for which one CreditUpdate is sent."""
 MAX_HELD = 2 * WINDOW
-"""Most messages of one flow that we hold. A peer that sends more ignores flow control."""
+"""Messages of one flow above which we stop reading: their sender ignores flow control."""
 MAX_FLOWS = 4096
 MAX_HELD_BYTES = 64 * 1024 * 1024
 STALL_SECONDS = 10.0
@@ -83,6 +83,7 @@ class Channel:
         self._outgoing: dict[str, _Outgoing] = {}
         self._incoming: dict[str, _Incoming] = {}
         self._held_bytes = 0
+        self._is_paused = False
         link.receiver = self
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
@@ -158,6 +159,11 @@ class Channel:
         if flow is not None and waiting in flow.waiting:
             flow.waiting.remove(waiting)
 
+    def backlog(self, flow_id: str) -> int:
+        """Number of messages on a flow that wait for credit."""
+        flow = self._outgoing.get(flow_id)
+        return len(flow.waiting) if flow else 0
+
     def end_flow(self, flow_id: str) -> None:
         """Forget a flow on which nothing more will be sent."""
         flow = self._outgoing.get(flow_id)
@@ -231,17 +237,27 @@ class Channel:
         flow.ended = ends_flow(envelope)
         self._held_bytes += size
         if flow.held > MAX_HELD or self._held_bytes > MAX_HELD_BYTES:
-            raise ProtocolError(f"flow {flow_id!r} sent more than it had credit for")
+            self._pause()
         return partial(self._release, flow_id, flow, size)
 
     def _release(self, flow_id: str, flow: _Incoming, size: int) -> None:
         flow.held -= 1
         flow.since_credit += 1
         self._held_bytes -= size
+        if self._is_paused and flow.held <= WINDOW and self._held_bytes <= MAX_HELD_BYTES // 2:
+            self._is_paused = False
+            self.link.resume_reading()
         if flow.ended and not flow.held:
             self._incoming.pop(flow_id, None)
         elif flow.since_credit >= CREDIT_AFTER:
             self._give_credit(flow_id, flow)
+
+    def _pause(self) -> None:
+        # The sender alone waits: what it sends is left in the socket until the rest is released.
+        if not self._is_paused:
+            log.info("%s sends more than it has credit for", self.link.name)
+            self._is_paused = True
+            self.link.pause_reading()
 
     def _give_credit(self, flow_id: str, flow: _Incoming) -> None:
         credit = CreditUpdate(flow_id=flow_id, credits=flow.since_credit)

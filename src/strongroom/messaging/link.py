@@ -80,6 +80,7 @@ class Link(picows.WSListener):
         self._is_batching = False
         self._reason = ""
         self._heard = self._loop.time()
+        self._heard_again = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
     def send(self, data: bytes) -> None:
@@ -127,6 +128,29 @@ class Link(picows.WSListener):
         transport.send_close(WSCloseCode(code), reason.encode()[:120])
         self._disconnect(transport)
 
+    def pause_reading(self) -> None:
+        """Leave what the peer sends in the socket."""
+        if self._transport is not None:
+            self._transport.underlying_transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self._transport is not None:
+            self._transport.underlying_transport.resume_reading()
+
+    async def answers(self, timeout: float) -> bool:
+        """Whether the peer answers a ping, or sends anything else, within `timeout` seconds."""
+        if self._transport is None or self.closed.is_set():
+            return False
+        self._heard_again.clear()
+        self._transport.send_ping(b"")
+        try:
+            async with asyncio.timeout(timeout):
+                await self._heard_again.wait()
+        except TimeoutError:
+            return False
+        return not self.closed.is_set()
+
     def on_ws_connected(self, transport: WSTransport) -> None:
         """(picows) The upgrade has finished."""
         self._transport = transport
@@ -137,6 +161,7 @@ class Link(picows.WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """(picows) A frame arrived: a message, a part of one, or the end."""
         kind = frame.msg_type
+        self._heard_again.set()
         if kind is WSMsgType.CLOSE:
             self._reason = self._reason or frame.get_close_reason() or "closed by the peer"
             self._acknowledge_close(transport, frame)
@@ -191,6 +216,7 @@ class Link(picows.WSListener):
     def on_ws_disconnected(self, _transport: WSTransport) -> None:
         """(picows) The connection is gone."""
         self.closed.set()
+        self._heard_again.set()
         if self._timer is not None:
             self._timer.cancel()
         self._fragments.clear()
@@ -232,6 +258,12 @@ class Loopback:
             self.closed.set()
             assert self.receiver is not None
             self.receiver.on_closed(f"{reason} ({code})")
+
+    def pause_reading(self) -> None:
+        """Nothing to do: a node respects its own credit."""
+
+    def resume_reading(self) -> None:
+        """Nothing to do."""
 
     def _deliver(self, data: bytes) -> None:
         if self.receiver is not None and not self.closed.is_set():

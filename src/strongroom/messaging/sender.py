@@ -14,6 +14,7 @@ from strongroom.messaging.link import Loopback
 
 MAX_DESTINATIONS = 512
 FLOWS_PER_DESTINATION = 4
+MAX_WAITING_ACKS = 1024
 
 log = logging.getLogger(__name__)
 
@@ -114,12 +115,17 @@ class Sender:
             channel.end_flow(flow_id)
 
     def send_now(self, envelope: Envelope) -> None:
-        """Send a message at once, without credit. If that is impossible, the message is lost."""
+        """Send an acknowledgement, or queue it until it has credit; do not wait for it.
+
+        It is lost while the link is down, or if MAX_WAITING_ACKS wait for the same receiver.
+        """
         try:
             channel = self._channel_to(envelope)
             if channel is not None:
                 envelope.sid = source_id(self.bindings.path)
-                channel.send_now(envelope)
+                flow_id = envelope.flow_id = self._flow_to(envelope)
+                if channel.backlog(flow_id) < MAX_WAITING_ACKS:
+                    channel.enqueue(flow_id, encode(envelope))
         except FabricError as error:
             log.debug("not sent: %s", error)
 
@@ -157,13 +163,16 @@ class Sender:
 
     def _flow_to(self, envelope: Envelope) -> str:
         # Each destination has flows to itself, so that one that stops reading holds up no other.
-        # Calls and answers rotate over them; plain messages keep their order on the first.
+        # Calls and answers rotate over them; plain messages keep their order on the first, and
+        # acknowledgements have the last.
         destination = envelope.to or ""
         flows = self._flows.get(destination)
         if flows is None:
             if len(self._flows) >= MAX_DESTINATIONS:
                 self._flows.clear()
-            flows = self._flows[destination] = [new_id() for _ in range(FLOWS_PER_DESTINATION)]
+            flows = self._flows[destination] = [new_id() for _ in range(FLOWS_PER_DESTINATION + 1)]
+        if isinstance(envelope.frame, DeliveryAck):
+            return flows[-1]
         if envelope.corr_id is None:
             return flows[0]
         self._turn = (self._turn + 1) % FLOWS_PER_DESTINATION

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import msgspec
 from pydantic import BaseModel
 
-from strongroom.errors import FabricError
+from strongroom.errors import FabricError, ProtocolError
 from strongroom.messaging.address import new_id
 from strongroom.messaging.delivery import AtMostOnce, Runner
 from strongroom.messaging.envelope import (
@@ -111,11 +111,11 @@ class AtLeastOnce(AtMostOnce):
 
     async def start(self) -> None:
         async for entry in self._inbox.scan():
-            envelope = decode(entry.value.envelope.encode())
-            if envelope is not None and not entry.value.is_done:
+            envelope = None if entry.value.is_done else _decoded(entry.key, entry.value.envelope)
+            if envelope is not None:
                 self._unfinished.append(envelope)
         async for sent in self._outbox.scan():
-            envelope = decode(sent.value.envelope.encode())
+            envelope = _decoded(sent.key, sent.value.envelope)
             if envelope is not None:
                 envelope.rtype &= ~ReplyType.REPLY  # the caller that waited for it has ended
                 await self._room.acquire()
@@ -266,6 +266,15 @@ class AtLeastOnce(AtMostOnce):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a message was not delivered", exc_info=task.exception())
+
+
+def _decoded(key: str, text: str) -> Envelope | None:
+    """A stored message. What a peer once sent never keeps a node from starting."""
+    try:
+        return decode(text.encode())
+    except ProtocolError as error:
+        log.warning("the stored message %s cannot be read, and stays where it is: %s", key, error)
+        return None
 
 
 def _nothing_to_release() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from strongroom.admission.handshake import check_may_listen, refusal
 from strongroom.errors import CallError, FabricError, InvalidAddress, NoRoute, StreamStalled
-from strongroom.messaging.address import is_address, new_id, source_id
+from strongroom.messaging.address import Address, is_address, new_id, source_id
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.envelope import (
     AddressBind,
@@ -38,7 +39,7 @@ from strongroom.messaging.envelope import (
 )
 from strongroom.messaging.flow import Channel, Release, ends_flow
 from strongroom.messaging.link import Link, listen
-from strongroom.messaging.routes import Routes
+from strongroom.messaging.routes import ChildNames, Routes
 from strongroom.messaging.rpc import read_response
 from strongroom.messaging.sender import NodeEvents, WayOut
 from strongroom.settings import Settings
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
     from strongroom.storage.typed import KeyValueStore
 
 ATTACH_SECONDS = 10.0
+RETURN_SECONDS = 10.0
+"""Seconds after the start for which messages wait for children that the last run knew."""
+PROBE_SECONDS = 2.0
+"""Seconds for which we wait for the old link of a node that attaches again."""
 MAX_CHILDREN = 4096
 MAX_CALLS_UNDER_WAY = 65536
 ROUTE_LIFETIME = timedelta(days=7)
@@ -71,6 +76,15 @@ class _Call(NamedTuple):
     reply_to: str
     trace_id: str | None
     is_stream: bool
+
+
+class _Waiting(NamedTuple):
+    """A message for a child that has not bound its addresses since the sentinel's restart."""
+
+    source: ChildLink
+    envelope: Envelope
+    data: bytes
+    release: Release
 
 
 class ChildLink:
@@ -128,6 +142,10 @@ class ChildLink:
             del self.under_way[envelope.corr_id or ""]
 
 
+def _stored(child: ChildNames) -> dict[str, list[str]]:
+    return {address: list(known) for address, known in child.addresses.items()}
+
+
 def _ends_stream(envelope: Envelope) -> bool:
     if not isinstance(envelope.frame, Data) or ends_flow(envelope):
         return True
@@ -159,6 +177,11 @@ class Children(WayOut):
         self._routes = Routes(bindings.path)
         self._writes: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._loop = asyncio.get_running_loop()
+        self._started = float("inf")
+        self._returning: dict[str, list[_Waiting]] = {}
+        self._returned: set[str] = set()
+        self._away: dict[str, float] = {}
 
     @classmethod
     async def open(
@@ -179,6 +202,9 @@ class Children(WayOut):
         child.record_request(envelope)
         return child.channel
 
+    def may_return(self) -> bool:
+        return self._loop.time() < self._started + RETURN_SECONDS
+
     async def start(self) -> None:
         """Load the routes, and listen.
 
@@ -189,6 +215,8 @@ class Children(WayOut):
         host, port = self._settings.listener_host, self._settings.listener_port
         self._server = await listen(host, port, self)
         self.port = self._server.sockets[0].getsockname()[1]
+        self._started = self._loop.time()
+        self._loop.call_later(RETURN_SECONDS, self._stop_waiting)
         log.info("%s listens on %s port %d", self._bindings.path, host, self.port)
 
     async def stop(self) -> None:
@@ -204,7 +232,11 @@ class Children(WayOut):
     def describe(self) -> dict[str, Any]:
         """The port, and each child with its addresses."""
         nodes = [
-            {"id": child.system_id, "attached": child.is_attached, "addresses": child.addresses}
+            {
+                "id": child.system_id,
+                "attached": child.is_attached,
+                "addresses": _stored(child),
+            }
             for child in self._routes.children.values()
         ]
         return {"port": self.port, "nodes": nodes}
@@ -241,39 +273,60 @@ class Children(WayOut):
         reason = refusal(frame, child.link.name, self._bindings.node_id, child.link.token, token)
         if reason is None and child.system_id is not None:
             reason = "The link is attached already"
-        if reason is not None:
-            log.warning("%s was refused: %s", child.link.name, reason)
-            self._answer(child, request, NodeAttachAck(ok=False, reason=reason))
-            child.link.close(1008, reason)
-            return
         previous = self._attached.get(frame.system_id)
-        self._attached[frame.system_id] = child
-        if previous is not None:
-            previous.link.close()
-        child.on_attached(frame.system_id)
-        self._routes.child(frame.system_id).is_attached = True
+        if reason is not None:
+            self._refuse_child(child, request, reason)
+        elif previous is None:
+            self._admit(child, request, frame.system_id)
+        else:
+            self._spawn(self._admit_again(previous, child, request, frame.system_id))
+
+    async def _admit_again(
+        self, previous: ChildLink, child: ChildLink, request: Envelope, system_id: str
+    ) -> None:
+        """Let a node return whose old link is dead, but no second node under the same id."""
+        if await previous.link.answers(PROBE_SECONDS):
+            reason = f"Another node with the id {system_id!r} is attached, and answers"
+            self._refuse_child(child, request, reason)
+            return
+        previous.link.close()
+        self._admit(child, request, system_id)
+
+    def _refuse_child(self, child: ChildLink, request: Envelope, reason: str) -> None:
+        log.warning("%s was refused: %s", child.link.name, reason)
+        self._answer(child, request, NodeAttachAck(ok=False, reason=reason))
+        child.link.close(1008, reason)
+
+    def _admit(self, child: ChildLink, request: Envelope, system_id: str) -> None:
+        if child.link.closed.is_set():
+            return
+        self._attached[system_id] = child
+        child.on_attached(system_id)
+        self._routes.attach(system_id)
         ack = NodeAttachAck(
             ok=True,
             target_system_id=self._bindings.node_id,
-            assigned_path=self._path_of(frame.system_id),
+            assigned_path=self._path_of(system_id),
             target_physical_path=self._bindings.path,
             routing_epoch=self._epoch,
         )
         self._answer(child, request, ack)
-        log.info("%s attached", frame.system_id)
+        self._away.pop(system_id, None)
+        self._returned.add(system_id)
+        self._route_waiting(system_id, None)
+        log.info("%s attached", system_id)
 
     def _change_names(self, child: ChildLink, system_id: str, request: Envelope) -> None:
         frame, routes = request.frame, self._routes
         ack: ControlAck
         match frame:
-            case AddressBind(address=address) if not is_address(address):
-                reason = "This is not an address"
-                ack = AddressBindAck(ok=False, address=address, reason=reason)
-                self._answer(child, request, ack)
-                return
             case AddressBind(address=address):
-                routes.bind(system_id, address)
-                ack = AddressBindAck(ok=True, address=address)
+                reason = self._bind(system_id, address)
+                ack = AddressBindAck(ok=reason is None, address=address, reason=reason)
+                if reason is not None:
+                    log.warning("%s may not bind %s: %s", system_id, address, reason)
+                    self._answer(child, request, ack)
+                    return
             case AddressUnbind(address=address):
                 routes.unbind(system_id, address)
                 ack = AddressUnbindAck(ok=True, address=address)
@@ -288,17 +341,26 @@ class Children(WayOut):
                 return
         self._spawn(self._store_and_answer(child, system_id, request, ack))
 
+    def _bind(self, system_id: str, address: str) -> str | None:
+        """Bind an address to a child; returns why that is refused, None if it is not."""
+        if not is_address(address):
+            return "This is not an address"
+        owner = self._routes.bind(system_id, address)
+        return None if owner is None else f"{owner} has this address, and is attached"
+
     async def _store_and_answer(
         self, child: ChildLink, system_id: str, request: Envelope, ack: ControlAck
     ) -> None:
         route = Route(
             system_id=system_id,
             path=self._path_of(system_id),
-            addresses=self._routes.child(system_id).addresses,
+            addresses=_stored(self._routes.child(system_id)),
             expires=datetime.now(UTC) + ROUTE_LIFETIME,
         )
         await self._store.set(system_id, route)
         self._answer(child, request, ack)
+        if isinstance(ack, AddressBindAck):
+            self._route_waiting(system_id, ack.address)
 
     def _answer(self, child: ChildLink, request: Envelope, ack: ControlAck) -> None:
         ack.ref_id = request.id
@@ -316,9 +378,24 @@ class Children(WayOut):
             if route.expires < datetime.now(UTC):
                 await self._store.delete(system_id)
                 continue
+            self._away[system_id] = self._loop.time()
             for address, capabilities in route.addresses.items():
                 self._routes.bind(system_id, address)
                 self._routes.advertise(system_id, address, capabilities)
+
+    def _forget_long_gone(self) -> None:
+        oldest = self._loop.time() - ROUTE_LIFETIME.total_seconds()
+        while self._away:
+            system_id, left = next(iter(self._away.items()))
+            if left > oldest:
+                break
+            del self._away[system_id]
+            if system_id in self._routes.children:
+                self._routes.forget(system_id)
+                self._spawn(self._delete_route(system_id))
+
+    async def _delete_route(self, system_id: str) -> None:
+        await self._store.delete(system_id)
 
     def _path_of(self, system_id: str) -> str:
         return f"{self._bindings.path}/{system_id}"
@@ -341,6 +418,8 @@ class Children(WayOut):
         if self._attached.get(child.system_id) is child:
             del self._attached[child.system_id]
             self._routes.left(child.system_id)
+            self._away[child.system_id] = self._loop.time()
+            self._forget_long_gone()
             log.info("%s is gone: %s", child.system_id, reason)
         for corr_id, call in child.under_way.items():
             text = f"The node that ran the call is gone, and it may have run: {reason}."
@@ -362,12 +441,46 @@ class Children(WayOut):
             flow_id = envelope.flow_id or ""
             child.channel.enqueue(flow_id, data, release)
         except (NoRoute, InvalidAddress, StreamStalled) as error:
-            release()
-            self._refuse(envelope, error)
+            if not self._wait_for_return(_Waiting(source, envelope, data, release), error):
+                release()
+                self._refuse(envelope, error)
             return
         child.record_request(envelope)
         if ends_flow(envelope):
             child.channel.end_flow(flow_id)
+
+    def _wait_for_return(self, message: _Waiting, error: FabricError) -> bool:
+        """Keep a message for a child that has not attached since the restart, but may soon.
+
+        The credit of their senders bounds these messages.
+        """
+        is_away = isinstance(error, NoRoute) and error.code == NackCode.CHILD_UNREACHABLE
+        if not (is_away and self.may_return()):
+            return False
+        envelope = message.envelope
+        system_id = self._routes.find(
+            envelope.to, envelope.capabilities, envelope.id, even_if_away=True
+        )
+        if system_id in self._returned:
+            return False
+        self._returning.setdefault(system_id, []).append(message)
+        return True
+
+    def _route_waiting(self, system_id: str, bound: str | None) -> None:
+        """Forward what waited for a child and can be delivered, now that it has bound `bound`."""
+        others = self._routes.child(system_id).addresses.keys() - {bound}
+        for message in self._returning.pop(system_id, []):
+            to = message.envelope.to
+            is_early = to in others or bound is None
+            if is_early and not (to and Address.parse(to).path):
+                self._returning.setdefault(system_id, []).append(message)
+            else:
+                self.route(*message)
+
+    def _stop_waiting(self) -> None:
+        waiting, self._returning = self._returning, {}
+        for message in chain(*waiting.values()):
+            self.route(*message)
 
     def _find(self, envelope: Envelope) -> ChildLink:
         system_id = self._routes.find(envelope.to, envelope.capabilities, envelope.id)

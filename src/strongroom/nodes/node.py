@@ -226,12 +226,17 @@ class Node:
 
         Raises:
             InvalidAddress: `address` is not an address.
+            AttachRefused: Another node has the address.
             AttachFailed: The sentinel did not acknowledge it.
         """
         running, parsed = self._running, Address.parse(address)
         running.bindings.add(parsed, handler)
+        try:
+            await running.sender.way_out.announce(parsed, list(handler.capabilities))
+        except BaseException:
+            running.bindings.remove(parsed)
+            raise
         await running.stores.add_binding(address, list(handler.capabilities))
-        await running.sender.way_out.announce(parsed, list(handler.capabilities))
         for message in running.held.pop(str(parsed)):
             self._deliver(*message)
         addresses = running.bindings.addresses_of(handler)

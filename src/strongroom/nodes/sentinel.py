@@ -21,8 +21,10 @@ class Sentinel(Fabric):
     `asyncio.run(Sentinel().aserve())` runs one until SIGTERM or SIGINT.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(settings)
+    def __init__(
+        self, settings: Settings | None = None, *, storage: StorageProvider | None = None
+    ) -> None:
+        super().__init__(settings, storage=storage)
         self._children: Children | None = None
 
     @property

@@ -115,11 +115,12 @@ class Uplink(WayOut):
         """Bind an address at the sentinel.
 
         Raises:
-            AttachFailed: The sentinel refused, or did not answer in time.
+            AttachRefused: Another node has the address.
+            AttachFailed: The sentinel did not answer in time.
         """
         ack = await self._request(AddressBind(address=str(address)), AddressBindAck)
         if not ack.ok:
-            raise AttachFailed(f"The sentinel did not bind {address}: {ack.reason or ack.code}.")
+            raise AttachRefused(f"The sentinel did not bind {address}: {ack.reason or ack.code}.")
         instance = str(self._bindings.instance(address))
         advertise = CapabilityAdvertise(capabilities=capabilities, address=instance)
         await self._request(advertise, CapabilityAdvertiseAck)
@@ -160,7 +161,7 @@ class Uplink(WayOut):
     # --- events ---
 
     def on_envelope(
-        self, _channel: Channel, envelope: Envelope, _data: bytes, release: Release
+        self, channel: Channel, envelope: Envelope, _data: bytes, release: Release
     ) -> None:
         """(ChannelOwner) Use the sentinel's acknowledgements; the node gets all other messages."""
         frame = envelope.frame
@@ -172,8 +173,10 @@ class Uplink(WayOut):
             self._see_epoch(frame.routing_epoch)
         elif isinstance(frame, NodeAttachAck) and frame.ok and frame.assigned_path is not None:
             # Now, and not when the waiting task runs: the next message in the same read is for
-            # our new path.
+            # our new path, and may need an answer.
             self._bindings.path = frame.assigned_path
+            self._channel = channel
+            self._up.set()
         corr_id, answer = self._requests.get(frame.ref_id or "", ("", None))
         if answer is not None and not answer.done() and corr_id == envelope.corr_id:
             answer.set_result(frame)
@@ -208,28 +211,31 @@ class Uplink(WayOut):
                 channel, attach_request(self._bindings.node_id), NodeAttachAck
             )
             place = membership(ack)
-            self._channel = channel
             self._see_epoch(place.epoch)
             await self._announce_all()
         except BaseException:
             self._channel = None
+            self._up.clear()
             link.close()
             raise
-        if link.closed.is_set():
-            self._channel = None
-            self._attention.set()
-            return
-        self._up.set()
         log.info("attached to %s as %s", place.sentinel_id, place.path)
 
     async def _announce_all(self) -> None:
-        """Bind all our addresses, if the sentinel has forgotten them: then its epoch is new."""
+        """Bind all our addresses, if the sentinel has forgotten them: then its epoch is new.
+
+        An address that another node has taken meanwhile is tried again with each heartbeat.
+        """
         if self._announced_epoch == self._epoch:
             return
-        epoch = self._epoch
+        epoch, refused = self._epoch, False
         for address, handler in self._bindings.announced():
-            await self.announce(address, list(handler.capabilities))
-        self._announced_epoch = epoch
+            try:
+                await self.announce(address, list(handler.capabilities))
+            except AttachRefused as error:
+                log.warning("%s", error)
+                refused = True
+        if not refused:
+            self._announced_epoch = epoch
 
     async def _keep(self) -> None:
         while True:
