@@ -31,6 +31,14 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("FAME_SHOW_ENVELOPES", "perhaps"),
         ("FAME_LOG_LEVEL", "loud"),
         ("FAME_DELIVERY_PROFILE", "sometimes"),
+        ("FAME_LISTENER_PORT", "70000"),
+        ("FAME_DIRECT_ADMISSION_URL", "ws://127.0.0.1:8000"),
+        ("FAME_DIRECT_ADMISSION_URL", "ws://127.0.0.1:8000/"),
+        ("FAME_DIRECT_ADMISSION_URL", "127.0.0.1:8000/fame/v1/attach/ws/downstream"),
+        ("FAME_DIRECT_ADMISSION_URL", "http://127.0.0.1:8000/fame/v1/attach/ws/downstream"),
+        ("FAME_DIRECT_ADMISSION_URL", "ws://127.0.0.1:99999/fame/v1/attach/ws/downstream"),
+        ("FAME_DIRECT_ADMISSION_URL", "ws:///fame/v1/attach/ws/downstream"),
+        ("FAME_DIRECT_ADMISSION_URL", "ws://[::1/fame"),
     ],
 )
 def test_a_value_that_cannot_be_understood_names_its_variable(variable: str, text: str) -> None:

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from strongroom.errors import SettingsError
 
 ATTACH_PATH = "/fame/v1/attach/ws/downstream"
 HEALTH_PATH = "/fame/v1/attach/health"
 DEFAULT_PORT = 8000
+HIGHEST_PORT = 65535
 
 
 class Variable(NamedTuple):
@@ -163,6 +165,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.listener_port > HIGHEST_PORT:
+            raise SettingsError(
+                f"FAME_LISTENER_PORT is {self.listener_port}.",
+                remedy=f"a number from 0 to {HIGHEST_PORT}",
+            )
+        if self.admission_url is not None:
+            _check_url(self.admission_url)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -220,6 +229,20 @@ def _check(settings: StorageSettings | Settings) -> None:
             raise _invalid(variable, value, ", ".join(variable.choices))
         if isinstance(value, int) and value < 0:
             raise _invalid(variable, value, "a number that is not negative")
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_usable = parts.scheme in {"ws", "wss"} and parts.hostname and parts.path.strip("/")
+        _ = parts.port  # raises if it is not a port
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise SettingsError(
+            f"FAME_DIRECT_ADMISSION_URL is {url!r}.",
+            remedy=f"ws://HOST:{DEFAULT_PORT}{ATTACH_PATH}",
+        )
 
 
 def _parsed(variable: Variable, text: str) -> Any:

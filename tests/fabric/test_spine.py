@@ -1,6 +1,7 @@
 """Sentinel, agent and client over real sockets: calls, streams, and all their failures."""
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -317,3 +318,14 @@ async def test_names_return_after_the_sentinel_restarts() -> None:
             async with again:
                 remote = Probe.remote(ADDRESS, fabric=client)
                 assert await remote.echo("back") == "back"
+
+
+async def test_without_a_sentinel_an_agent_and_a_failed_call_name_the_missing_setting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "strongroom")
+    async with Fabric(Settings()) as node:
+        await node.serve(Probe(), ADDRESS)
+        assert f"only this process can call {ADDRESS}: FAME_DIRECT_ADMISSION_URL" in caplog.text
+        with pytest.raises(NoRoute, match="FAME_DIRECT_ADMISSION_URL"):
+            await Probe.remote("nobody@fame.fabric", fabric=node).echo()

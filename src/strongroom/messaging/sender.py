@@ -44,7 +44,11 @@ class WayOut:
         Raises:
             NoRoute: The receiver is unknown or away.
         """
-        raise NoRoute(f"Nothing is bound to {receiver_of(envelope)}.", code=NackCode.NO_ROUTE)
+        raise NoRoute(
+            f"Nothing on this node answers at {receiver_of(envelope)}.",
+            remedy="FAME_DIRECT_ADMISSION_URL, which names the sentinel, if it is on another node",
+            code=NackCode.NO_ROUTE,
+        )
 
     async def wait_for_channel(self) -> Channel:
         """The channel, once the link is up again."""

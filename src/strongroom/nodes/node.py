@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import msgspec
 from msgspec import Raw
 
-from strongroom.errors import NotStarted, SettingsError
+from strongroom.errors import NotStarted
 from strongroom.messaging.address import REPLIES, Address
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.calls import OutgoingCalls
@@ -220,6 +220,8 @@ class Node:
         await resident.begin(self, address)
         self._residents.append(resident)
         await self.bind(address, resident)
+        if type(self._running.sender.way_out) is WayOut:
+            log.info("only this process can call %s: FAME_DIRECT_ADMISSION_URL is not set", address)
 
     async def bind(self, address: str, handler: Handler) -> None:
         """Let `handler` answer at `address`.
@@ -306,14 +308,9 @@ class Node:
 
 
 async def _delivery(profile: str, sender: Sender, storage: StorageProvider) -> AtMostOnce:
-    match profile:
-        case "at-most-once":
-            return AtMostOnce(sender)
-        case "at-least-once":
-            return await AtLeastOnce.open(sender, storage)
-    raise SettingsError(
-        f"FAME_DELIVERY_PROFILE is {profile!r}.", remedy="at-most-once or at-least-once"
-    )
+    if profile == "at-least-once":
+        return await AtLeastOnce.open(sender, storage)
+    return AtMostOnce(sender)
 
 
 def show_envelopes(settings: Settings) -> None:
