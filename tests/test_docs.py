@@ -222,7 +222,8 @@ def test_every_other_command_of_a_page_exists() -> None:
 def test_every_target_of_make_that_a_page_names_exists() -> None:
     targets = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     known = {name for line in targets for name in line.split()}
-    named = {name for page in MANUAL for name in re.findall(r"`make (\w[\w-]*)", page.read_text())}
+    command = re.compile(r"(?:`|\$ )make (\w[\w-]*)")
+    named = {name for page in MANUAL for name in command.findall(page.read_text())}
     assert named
     assert named <= known
 
