@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from types import FrameType
 from typing import Any, TypeVar
 
 from strongroom.errors import StrongroomError
@@ -34,7 +35,8 @@ async def run_until_stopped(
 ) -> None:
     """Run `node` until SIGTERM or SIGINT, and notify the service manager when it is ready.
 
-    A StrongroomError ends the process with one line and the error's exit status.
+    A StrongroomError ends the process with one line and the error's exit status. A second signal
+    ends the process at once. To handle signals yourself, enter the node instead of calling this.
 
     Args:
         node: Entered to start the node, left to stop it.
@@ -42,7 +44,7 @@ async def run_until_stopped(
     """
     task = asyncio.current_task()
     assert task is not None
-    with _errors_as_exit_status(), _cancelled_by_signals(task):
+    with _errors_as_exit_status(), _StopSignals(task):
         set_up_log(log_level)
         async with node:
             notify("READY=1")
@@ -95,27 +97,47 @@ def _errors_as_exit_status() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-@contextmanager
-def _cancelled_by_signals(task: asyncio.Task[Any]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    stopped = False
+class _StopSignals:
+    """Cancels a task at the first SIGTERM or SIGINT, and lets the second end the process at once.
 
-    def stop() -> None:
-        nonlocal stopped
-        if not stopped:
-            stopped = True
-            task.cancel()
+    The handlers that the program had run too, and are put back at the end of the block. So several
+    agents in one process all stop at a signal.
+    """
 
-    # Signals cannot be handled in another thread or on Windows; there, the caller cancels the task.
-    with suppress(NotImplementedError, RuntimeError, ValueError):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not stopped or task.uncancel() > 0:
-            raise
-    finally:
-        with suppress(NotImplementedError, RuntimeError, ValueError):
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._previous: dict[int, Any] = {}
+        self._received = 0
+        self._is_over = False
+
+    def __enter__(self) -> None:
+        # Python handles signals in its main thread only; in another, the caller cancels the task.
+        with suppress(ValueError):
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+                self._previous[number] = signal.signal(number, self._on_signal)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._is_over = True
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._on_signal:  # else others still need the chain
+                signal.signal(number, previous)
+        is_ours = kind is asyncio.CancelledError and self._received > 0
+        return is_ours and self._task.uncancel() == 0
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._is_over:
+            self._received += 1
+            if self._received > 1:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        previous = self._previous[number]
+        if callable(previous) and not _is_pythons_own(previous):
+            previous(number, frame)
+
+
+def _is_pythons_own(handler: Any) -> bool:
+    """Whether a handler is one that raises KeyboardInterrupt: Python's, or that of asyncio.run."""
+    owner = getattr(getattr(handler, "func", None), "__self__", None)
+    return handler is signal.default_int_handler or isinstance(owner, asyncio.Runner)
