@@ -22,7 +22,7 @@ from strongroom import (
     Settings,
     operation,
 )
-from strongroom.agents.operations import pack, unpack
+from strongroom.agents.arguments import pack, unpack
 from strongroom.errors import InvalidArguments, OperationFailed, StrongroomError
 from strongroom.testing import serving
 from support.fabrics import ADDRESS, Probe
@@ -270,6 +270,6 @@ JSON = st.recursive(
 def test_arguments_cross_the_wire_without_loss(args: list[Any], kwargs: dict[str, Any]) -> None:
     import msgspec
 
-    positional, named = unpack(Raw(pack(tuple(args), kwargs)))
+    positional, named = unpack(Raw(pack("op", tuple(args), kwargs)))
     assert [msgspec.json.decode(each) for each in positional] == args
     assert {key: msgspec.json.decode(each) for key, each in named.items()} == kwargs

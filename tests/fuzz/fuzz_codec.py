@@ -14,7 +14,7 @@ with atheris.instrument_imports():
     import msgspec
     from msgspec import Raw
 
-    from strongroom.agents.operations import unpack
+    from strongroom.agents.arguments import unpack
     from strongroom.errors import CallError, InvalidAddress, InvalidArguments, ProtocolError
     from strongroom.messaging.address import Address
     from strongroom.messaging.envelope import Data, decode, encode

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
+from weakref import WeakKeyDictionary
 
 import msgspec
 from msgspec import Raw
@@ -53,12 +54,14 @@ class Agent:
         Raises:
             InvalidAddress: `address` is not an address.
             NoFabric: No fabric is current here, and none was given.
+            StrongroomError: The class has an operation that cannot be served.
         """
         if (address is None) == (capabilities is None):
             raise ValueError("Give either an address or capabilities")
         if address is not None:
             Address.parse(address)
-        target = Target(address and str(address), tuple(capabilities or ()))
+        wanted = () if capabilities is None else checked_capabilities(capabilities)
+        target = Target(address and str(address), wanted)
         return cast("Self", Remote(target, cls, fabric=fabric, timeout=timeout))
 
     @classmethod
@@ -91,13 +94,75 @@ class Agent:
 
 
 class _Place(Generic[S]):
-    """Where an agent is served: its name, its node and address, and its state there."""
+    """An agent as its node sees it (a `Resident`): its name and address, its node and its state.
 
-    def __init__(self) -> None:
+    Apart from the agent itself, whose names are for its author.
+    """
+
+    def __init__(self, agent: BaseAgent[S]) -> None:
+        self._agent = agent
         self.name: str | None = None
         self.address: str | None = None
         self.node: Node | None = None
         self.state: StateHolder[S] | None = None
+
+    @property
+    def capabilities(self) -> Sequence[str]:
+        return self._agent.capabilities
+
+    async def begin(self, node: Node, address: str) -> None:
+        """Take the node, and start."""
+        check_servable(type(self._agent))
+        checked_capabilities(self._agent.capabilities)
+        self._take_name(node)
+        self.node = node
+        self.address = address
+        try:
+            await self._agent.start()
+        except BaseException:
+            self._let_go()
+            raise
+
+    async def end(self) -> None:
+        """Stop, and let go of the node."""
+        try:
+            await self._agent.stop()
+        finally:
+            self._let_go()
+
+    def _take_name(self, node: Node) -> None:
+        if state_model(type(self._agent)) is None:
+            return
+        name = self._agent.name
+        if _with_state.setdefault(node, {}).setdefault(name, self) is not self:
+            cls = type(self._agent).__name__
+            raise StrongroomError(
+                f"Two agents named {name!r} on one node would overwrite each other's state.",
+                remedy=f'a name for each, as in {cls}("first") and {cls}("second")',
+            )
+
+    def _let_go(self) -> None:
+        names = _with_state.get(self.node, {}) if self.node is not None else {}
+        for name in [name for name, place in names.items() if place is self]:
+            del names[name]
+        self.node = None
+        self.state = None
+
+    def invoke(self, method: str, params: Raw) -> Awaitable[bytes] | AsyncGenerator[bytes, None]:
+        """Begin an operation."""
+        operation = operations_of(type(self._agent)).get(method)
+        if operation is None:
+            name = self._agent.name
+            raise UnknownOperation(f"Method not found: {name} has no operation {method[:200]!r}.")
+        return operation.start(self._agent, params)
+
+    async def receive(self, payload: Raw) -> None:
+        """Take a plain message."""
+        await self._agent.on_message(msgspec.json.decode(payload))
+
+
+_with_state: WeakKeyDictionary[Node, dict[str, _Place[Any]]] = WeakKeyDictionary()
+"""The agents on each node that keep a state, by their names."""
 
 
 class BaseAgent(Agent, Generic[S]):
@@ -136,7 +201,7 @@ class BaseAgent(Agent, Generic[S]):
     def __new__(cls, *_: Any, **__: Any) -> Self:
         # Not in __init__, which a subclass may define without calling this one's.
         agent = super().__new__(cls)
-        agent.__place = _Place()
+        agent.__place = _Place(agent)
         return agent
 
     def __init__(self, name: str | None = None) -> None:
@@ -238,27 +303,30 @@ class BaseAgent(Agent, Generic[S]):
                 await fabric.serve(self, address)
                 yield
 
-    async def begin(self, node: Node, address: str) -> None:
-        """(Resident) Take the node, and start."""
-        self.__place.node = node
-        self.__place.address = address
-        await self.start()
+    def __resident__(self) -> _Place[S]:
+        """(Servable) What the node calls."""
+        return self.__place
 
-    async def end(self) -> None:
-        """(Resident) Stop, and let go of the node."""
-        try:
-            await self.stop()
-        finally:
-            self.__place.node = None
-            self.__place.state = None
 
-    def invoke(self, method: str, params: Raw) -> Awaitable[bytes] | AsyncGenerator[bytes, None]:
-        """(Handler) Begin an operation."""
-        operation = operations_of(type(self)).get(method)
-        if operation is None:
-            raise UnknownOperation(f"Method not found: {self.name} has no operation {method!r}.")
-        return operation.start(self, params)
+def check_servable(cls: type[BaseAgent[Any]]) -> None:
+    """Refuse a class whose operations could not be called.
 
-    async def receive(self, payload: Raw) -> None:
-        """(Handler) Take a plain message."""
-        await self.on_message(msgspec.json.decode(payload))
+    Raises:
+        StrongroomError: Says which operation, and what is wrong with it.
+    """
+    ours = {name for name in dir(BaseAgent) if not name.startswith("_")}
+    for operation in operations_of(cls).values():
+        if operation.attribute in ours:
+            raise StrongroomError(
+                f"{cls.__name__}.{operation.attribute}() cannot be an operation, since BaseAgent "
+                "uses the name.",
+                remedy=f'@operation(name="{operation.attribute}") on a method of another name',
+            )
+
+
+def checked_capabilities(capabilities: Any) -> tuple[str, ...]:
+    """Capabilities, if they are a list of strings."""
+    names = () if isinstance(capabilities, str) else tuple(capabilities)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"Capabilities are a list of strings, not {capabilities!r}")
+    return names

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
-import msgspec
 from msgspec import Raw
-from pydantic import TypeAdapter
 
-from strongroom.agents.operations import Operation, operations_of, pack
+from strongroom.agents.arguments import pack
+from strongroom.agents.operations import operations_of
+from strongroom.agents.values import Codec, Unfit, listed
+from strongroom.errors import ProtocolError
 from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 
-Reader = Callable[[Raw], Any]
 Arguments = tuple[Target, str, bytes, float]
+
+_ANYTHING = Codec(Any)
 
 
 class Remote:
@@ -50,7 +54,7 @@ class Remote:
         self._class_name = cls.__name__
         self._operations = {**operations, **by_attribute}
         self._fabric = fabric or Fabric.current()
-        self._timeout = timeout
+        self._timeout = _seconds(timeout)
 
     def __getattr__(self, name: str) -> Callable[..., Call]:
         if name.startswith("_"):
@@ -68,21 +72,22 @@ class Remote:
     ) -> Call:
         known = self._operations.get(attribute)
         name = known.name if known else attribute
-        timeout = self._timeout if _timeout is None else _timeout
+        timeout = self._timeout if _timeout is None else _seconds(_timeout)
         is_stream = _stream or (known is not None and known.streaming)
-        arguments = (self._target, name, pack(args, kwargs), timeout)
-        return Call(self._fabric, arguments, _reader(known), is_stream=is_stream)
+        params = known.parameters.pack(args, kwargs) if known else pack(name, args, kwargs)
+        result = known.result if known else _ANYTHING
+        return Call(
+            self._fabric, (self._target, name, params, timeout), result, is_stream=is_stream
+        )
 
     def __repr__(self) -> str:
         return f"<remote {self._class_name}: {self._target}>"
 
 
-@cache
-def _reader(known: Operation | None) -> Reader:
-    if known is None or known.result_type in {Any, None}:
-        return msgspec.json.decode
-    adapter: TypeAdapter[Any] = TypeAdapter(known.result_type)
-    return lambda value: adapter.validate_json(bytes(value))
+def _seconds(timeout: Any) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout):
+        raise TypeError(f"A timeout is a number of seconds, not {timeout!r}")
+    return timeout
 
 
 class Call(Coroutine[Any, Any, Any], AsyncGenerator[Any, None]):
@@ -96,22 +101,33 @@ class Call(Coroutine[Any, Any, Any], AsyncGenerator[Any, None]):
         self,
         fabric: Fabric,
         arguments: Arguments,
-        read: Reader,
+        result: Codec,
         *,
         is_stream: bool,
     ) -> None:
         self._fabric = fabric
         self._arguments = arguments
-        self._read = read
+        self._codec = result
         self._is_stream = is_stream
         self._awaited: Coroutine[Any, Any, Any] | None = None
         self._iterated: AsyncGenerator[Any, None] | None = None
+        self._is_closed = is_stream
+
+    def __del__(self) -> None:
+        if not (self._is_closed or self._awaited or self._iterated):
+            target, name, *_ = self._arguments
+            warnings.warn(
+                f"{name}() of {target} was never awaited, so it was not called",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     async def _result(self) -> Any:
         if self._is_stream:
             return self.__aiter__()
         value = await self._fabric.calls.call(*self._arguments)
-        return None if value is None else self._read(value)
+        return None if value is None else _read(self._codec, value, self._arguments)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._coroutine().__await__()
@@ -120,7 +136,7 @@ class Call(Coroutine[Any, Any, Any], AsyncGenerator[Any, None]):
         if self._iterated is None:
             # Of a function, not a method: a loop that is left drops us, and with us the generator,
             # at once only if that does not hold us in turn.
-            self._iterated = _items(self._fabric, self._arguments, self._read)
+            self._iterated = _items(self._fabric, self._arguments, self._codec)
         return self._iterated
 
     def _coroutine(self) -> Coroutine[Any, Any, Any]:
@@ -138,6 +154,7 @@ class Call(Coroutine[Any, Any, Any], AsyncGenerator[Any, None]):
 
     def close(self) -> None:
         """(Coroutine) Give up."""
+        self._is_closed = True
         if self._awaited is not None:
             self._awaited.close()
 
@@ -155,10 +172,22 @@ class Call(Coroutine[Any, Any, Any], AsyncGenerator[Any, None]):
             await self._iterated.aclose()
 
 
-async def _items(fabric: Fabric, arguments: Arguments, read: Reader) -> AsyncGenerator[Any, None]:
+async def _items(fabric: Fabric, arguments: Arguments, codec: Codec) -> AsyncGenerator[Any, None]:
     items = fabric.calls.stream(*arguments)
     try:
         async for item in items:
-            yield read(item)
+            yield _read(codec, item, arguments)
     finally:
         await items.aclose()
+
+
+def _read(codec: Codec, value: Raw, arguments: Arguments) -> Any:
+    try:
+        return codec.read(value)
+    except Unfit as error:
+        target, name, *_ = arguments
+        raise ProtocolError(
+            f"What {name}() of {target} returned does not fit its annotation here: "
+            f"{listed(error.problems)}.",
+            remedy="the same version of the agent's class on both sides",
+        ) from None

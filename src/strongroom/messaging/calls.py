@@ -14,6 +14,7 @@ from strongroom.errors import (
     CallInterrupted,
     CallTimeout,
     FabricError,
+    MessageTooLarge,
     NoRoute,
     ProtocolError,
     StreamStalled,
@@ -109,6 +110,7 @@ class OutgoingCalls:
         self._sender = sender
         self._delivery = delivery
         self._waiting: dict[str, _Waiting] = {}
+        self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -128,6 +130,8 @@ class OutgoingCalls:
             CallError: There is no result; the leaf says why.
             MessageTooLarge: The arguments do not fit into a message.
         """
+        if timeout <= 0:
+            raise _timed_out(target, method, timeout)
         try:
             async with asyncio.timeout(timeout):
                 while True:
@@ -147,10 +151,12 @@ class OutgoingCalls:
         try:
             await self._delivery.send(request)
             response = await answer
+        except MessageTooLarge as error:
+            raise _named(error, method) from None
         finally:
             del self._waiting[corr_id]
             self._delivery.settle(request.id)
-        return response.value()
+        return response.value(method)
 
     async def stream(
         self, target: Target, method: str, params: bytes, timeout: float = TIMEOUT_SECONDS
@@ -160,18 +166,23 @@ class OutgoingCalls:
         Raises:
             CallError: The stream ended with an error; the leaf says which.
         """
+        if timeout <= 0:
+            raise _timed_out(target, method, timeout)
         request = self._request(target, method, params, ReplyType.STREAM)
         stream = _Stream()
         corr_id = self._expect(request, stream)
         over = False
         try:
             item = await self._first(request, stream, timeout)
-            while (value := item.value()) is not None:
+            while (value := item.value(method)) is not None:
                 yield value
                 item = await stream.next(timeout)
             over = True
         except TimeoutError:
             raise _timed_out(target, method, timeout) from None
+        except MessageTooLarge as error:
+            over = True
+            raise _named(error, method) from None
         except CallError as error:
             over = not isinstance(error, StreamStalled)  # there it is we who stop
             raise
@@ -198,6 +209,11 @@ class OutgoingCalls:
         self._sender.send_now(Envelope(to=waiting.to, corr_id=corr_id, frame=closed))
 
     def _request(self, target: Target, method: str, params: bytes, rtype: int) -> Envelope:
+        if asyncio.get_running_loop() is not self._loop:
+            raise FabricError(
+                "A fabric belongs to one event loop, and this call was made in another.",
+                remedy="asyncio.run_coroutine_threadsafe(..., loop), with the loop of the fabric",
+            )
         corr_id = new_id()
         payload = encode(Request(method, Raw(params), corr_id))
         return Envelope(
@@ -257,3 +273,9 @@ class OutgoingCalls:
 
 def _timed_out(target: Target, method: str, timeout: float) -> CallTimeout:
     return CallTimeout(f"{target} did not answer {method}() within {timeout:g} seconds.")
+
+
+def _named(error: MessageTooLarge, method: str) -> MessageTooLarge:
+    if f"{method}()" in error.what:  # the agent says that it was the result
+        return error
+    return MessageTooLarge(f"The arguments of {method}() are too large: {error.what}")

@@ -22,10 +22,13 @@ from strongroom.errors import (
 from strongroom.messaging.envelope import DeliveryAck, NackCode
 
 NULL = b"null"
+MAX_ERROR_CHARACTERS = 4000
+"""An error's message is cut to this length, so that it fits into an answer."""
 
-_OPERATION_FAILED = -32603
+OPERATION_FAILED = -32603
+INVALID_REQUEST = -32600
 _ERROR_CODES: dict[type[CallError], int] = {
-    OperationFailed: _OPERATION_FAILED,
+    OperationFailed: OPERATION_FAILED,
     InvalidArguments: -32602,
     UnknownOperation: -32601,
 }
@@ -45,7 +48,7 @@ class Request(Struct, tag_field="jsonrpc", tag="2.0", gc=False):
     """A call."""
 
     method: str
-    params: Raw
+    params: Raw = Raw(b"{}")
     id: str | int | None = None
 
 
@@ -64,15 +67,21 @@ class Response(Struct, tag_field="jsonrpc", tag="2.0", omit_defaults=True, gc=Fa
     result: Raw | UnsetType = UNSET
     error: ErrorDetail | None = None
 
-    def value(self) -> Raw | None:
+    def value(self, method: str = "") -> Raw | None:
         """The result as JSON, or None if there is none.
+
+        Args:
+            method: The operation's name, to be named in errors.
 
         Raises:
             CallError: The operation failed; the leaf says how.
         """
         if self.error is not None:
             kind = _CODE_ERRORS.get(self.error.code, OperationFailed)
-            raise kind(self.error.message, code=self.error.code, data=self.error.data)
+            text = self.error.message
+            if kind is OperationFailed and method and f"{method}()" not in text:
+                text = f"{method}() failed: {text}"
+            raise kind(text, code=self.error.code, data=self.error.data)
         return None if self.result is UNSET or bytes(self.result) == NULL else self.result
 
 
@@ -110,14 +119,37 @@ class Handler(Protocol):
         """Take a plain message."""
 
 
-def describe(error: Exception) -> ErrorDetail:
-    """What the caller learns of an operation that raised: type and message, no traceback."""
-    return ErrorDetail(_OPERATION_FAILED, str(error), {"type": type(error).__name__})
+def describe(error: BaseException, method: str, *, has_begun: bool) -> ErrorDetail:
+    """What the caller learns of whatever left a handler: type and message, no traceback.
+
+    Args:
+        error: What was raised.
+        method: The operation's name, which stands in for a message that is missing.
+        has_begun: The operation was running. If it was not, its arguments or its name were wrong.
+    """
+    if not has_begun and isinstance(error, CallError):
+        code = _ERROR_CODES.get(type(error), OPERATION_FAILED)
+        return ErrorDetail(code, _cut(error.what), error.data)
+    kind = _cut(type(error).__name__)
+    return ErrorDetail(
+        OPERATION_FAILED, _message(error, f"{method}() raised {kind}"), {"type": kind}
+    )
 
 
-def describe_refusal(error: CallError) -> ErrorDetail:
-    """What the caller learns of an operation that was not begun."""
-    return ErrorDetail(_ERROR_CODES.get(type(error), _OPERATION_FAILED), str(error), error.data)
+def _message(error: BaseException, what: str) -> str:
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001 - it is the user's code
+        return _cut(f"{what}, whose message cannot be read.")
+    if not isinstance(error, Exception):
+        return _cut(f"{what}: {text}" if text else f"{what}.")
+    return _cut(text) if text else _cut(f"{what} without a message.")
+
+
+def _cut(text: str) -> str:
+    clean = text.encode(errors="backslashreplace").decode()
+    too_long = len(clean) > MAX_ERROR_CHARACTERS
+    return f"{clean[: MAX_ERROR_CHARACTERS - 1]}…" if too_long else clean
 
 
 def nack_error(nack: DeliveryAck) -> FabricError:

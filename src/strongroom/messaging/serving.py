@@ -7,13 +7,14 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from functools import partial
+from types import TracebackType
+from typing import Self
 
 import msgspec
 from msgspec import UNSET, Raw
 
-from strongroom.errors import CallError, FabricError, MessageTooLarge, StreamStalled
+from strongroom.errors import MessageTooLarge, StreamStalled, StrongroomError
 from strongroom.messaging.address import new_id
 from strongroom.messaging.delivery import AtMostOnce
 from strongroom.messaging.envelope import (
@@ -26,13 +27,14 @@ from strongroom.messaging.envelope import (
 )
 from strongroom.messaging.flow import STALL_SECONDS, Release
 from strongroom.messaging.rpc import (
+    INVALID_REQUEST,
     NULL,
+    OPERATION_FAILED,
     ErrorDetail,
     Handler,
     Request,
     Response,
     describe,
-    describe_refusal,
     encode,
     read_request,
 )
@@ -45,6 +47,49 @@ UNREAD_STREAM_SECONDS = 300.0
 log = logging.getLogger(__name__)
 
 
+class _Caught:
+    """Keeps whatever leaves a handler, as the error that its caller gets.
+
+    `SystemExit` and `CancelledError` are included, unless it is our own task that is being ended.
+
+    Args:
+        method: The name of the operation that the handler runs.
+        ended: The tasks that we have cancelled.
+        has_begun: The operation is running already.
+    """
+
+    def __init__(
+        self, method: str, ended: set[asyncio.Task[None]], *, has_begun: bool = False
+    ) -> None:
+        self._ended = ended
+        self.error: ErrorDetail | None = None
+        self.has_begun = has_begun
+        self._method = method
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> bool:
+        if error is None or (not isinstance(error, Exception) and self._is_ended()):
+            return False
+        self.error = describe(error, self._method, has_begun=self.has_begun)
+        level = logging.INFO if self._method != "on_message" else logging.ERROR
+        log.log(level, "%s() raised", self._method, exc_info=error)
+        return True
+
+    def _is_ended(self) -> bool:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # the event loop has ended, and Python closes what is left
+            return True
+        return task is None or task in self._ended
+
+
 class IncomingCalls:
     """The requests that run on this node."""
 
@@ -52,6 +97,7 @@ class IncomingCalls:
         self._sender = sender
         self._delivery = delivery
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._ended: set[asyncio.Task[None]] = set()
         self._queue: deque[tuple[Handler, Envelope, Data, Release]] = deque()
         self._context = contextvars.copy_context()
 
@@ -71,8 +117,9 @@ class IncomingCalls:
         self._running[key] = task
         task.add_done_callback(partial(self._on_done, key))
 
-    def _on_done(self, key: str, _task: asyncio.Task[None]) -> None:
+    def _on_done(self, key: str, task: asyncio.Task[None]) -> None:
         del self._running[key]
+        self._ended.discard(task)
         if self._queue:
             self.start(*self._queue.popleft())
 
@@ -80,82 +127,77 @@ class IncomingCalls:
         """The caller is gone: stop what is running for it."""
         task = self._running.get(corr_id or "")
         if task is not None:
-            task.cancel()
+            self._end(task)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._ended.add(task)
+        task.cancel()
 
     async def stop(self) -> None:
         """Cancel everything, and wait until all of it has ended."""
         self._queue.clear()
         tasks = list(self._running.values())
         for task in tasks:
-            task.cancel()
+            self._end(task)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, handler: Handler, envelope: Envelope, data: Data) -> None:
         try:
             request = read_request(data.payload)
-        except msgspec.MsgspecError:
-            await self._receive(handler, data)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            if envelope.rtype & (ReplyType.REPLY | ReplyType.STREAM):
+                text = f"The request cannot be read: {error}"
+                request = Request("", id=envelope.corr_id)
+                await self._reply(envelope, request, error=ErrorDetail(INVALID_REQUEST, text))
+                return
+            with _Caught("on_message", self._ended):
+                await handler.receive(data.payload)
             await self._delivery.record_answer(envelope, None)
             return
         try:
             await self._answer(handler, envelope, request)
         except StreamStalled as error:
-            await self._nack(envelope, NackCode.STREAM_STALLED, error)
+            await self._nack(envelope, NackCode.STREAM_STALLED, str(error))
         except MessageTooLarge as error:
-            await self._nack(envelope, NackCode.MESSAGE_TOO_LARGE, error)
-        except FabricError as error:
+            text = f"The result of {request.method}() is too large: {error}"
+            await self._nack(envelope, NackCode.MESSAGE_TOO_LARGE, text)
+        except StrongroomError as error:
             log.warning("The answer to %s() was not sent: %s", request.method, error)
 
-    async def _receive(self, handler: Handler, data: Data) -> None:
-        try:
-            await handler.receive(data.payload)
-        except Exception:
-            log.exception("A message was not handled")
-
     async def _answer(self, handler: Handler, envelope: Envelope, request: Request) -> None:
-        wants_stream = bool(envelope.rtype & ReplyType.STREAM)
-        try:
+        """Run an operation, and send its one end: a result, the end of a stream, or an error."""
+        answer = result = None
+        with _Caught(request.method, self._ended) as caught:
             answer = handler.invoke(request.method, request.params)
-        except CallError as error:
-            await self._reply(envelope, request, error=describe_refusal(error))
-            return
+            caught.has_begun = True
+            if not isinstance(answer, AsyncGenerator):
+                result = await answer
         if isinstance(answer, AsyncGenerator):
-            await self._answer_items(envelope, request, answer, all_of_them=wants_stream)
+            await self._answer_items(envelope, request, answer)
             return
-        try:
-            result = await answer
-        except Exception as error:
-            log.info("%s() raised", request.method, exc_info=True)
-            await self._reply(envelope, request, error=describe(error))
-            return
-        await self._reply(envelope, request, result)
-        if wants_stream:
+        await self._reply(envelope, request, result, error=caught.error)
+        if envelope.rtype & ReplyType.STREAM and caught.error is None:
             await self._reply(envelope, request)
 
     async def _answer_items(
-        self,
-        envelope: Envelope,
-        request: Request,
-        items: AsyncGenerator[bytes, None],
-        *,
-        all_of_them: bool,
+        self, envelope: Envelope, request: Request, items: AsyncGenerator[bytes, None]
     ) -> None:
-        async with aclosing(items):
-            while True:
-                error = None
-                try:
+        is_last = False
+        try:
+            while not is_last:
+                item = None
+                with _Caught(request.method, self._ended, has_begun=True) as caught:
                     item = await anext(items, None)
-                except Exception as raised:
-                    log.info("%s() raised", request.method, exc_info=True)
-                    item, error = None, describe(raised)
+                error = caught.error
                 if item == NULL:
-                    error = ErrorDetail(
-                        -32603, "The stream yielded None, which marks the end of a stream in FAME"
-                    )
-                is_last = item is None or error is not None or not all_of_them
+                    text = f"{request.method}() yielded None, which ends a stream in FAME"
+                    error = ErrorDetail(OPERATION_FAILED, text)
+                wants_one = not envelope.rtype & ReplyType.STREAM
+                is_last = item is None or error is not None or wants_one
                 await self._reply(envelope, request, item, error=error, is_last=is_last)
-                if is_last:
-                    return
+        finally:
+            with _Caught(request.method, self._ended):
+                await items.aclose()
 
     async def _reply(
         self,
@@ -187,12 +229,13 @@ class IncomingCalls:
             await self._delivery.record_answer(envelope, reply)
         await self._sender.send(reply, UNREAD_STREAM_SECONDS if reply.flow_id else STALL_SECONDS)
 
-    async def _nack(self, envelope: Envelope, code: str, error: FabricError) -> None:
+    async def _nack(self, envelope: Envelope, code: str, reason: str) -> None:
         if envelope.reply_to is None:
             return
-        nack = DeliveryAck(ok=False, code=code, reason=str(error), ref_id=envelope.id)
+        nack = DeliveryAck(ok=False, code=code, reason=reason, ref_id=envelope.id)
         reply = Envelope(to=envelope.reply_to, corr_id=envelope.corr_id, frame=nack)
         try:
+            await self._delivery.record_answer(envelope, reply)
             await self._sender.send(reply, STALL_SECONDS)
-        except FabricError as failure:
+        except StrongroomError as failure:
             log.warning("could not tell %s: %s", envelope.reply_to, failure)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Self
+from weakref import WeakSet
 
-from strongroom.errors import NoFabric
+from strongroom.errors import FabricError, NoFabric
 from strongroom.nodes.node import Node
 from strongroom.settings import Settings
 
-_current: ContextVar[Fabric] = ContextVar("strongroom_fabric")
+_entered: ContextVar[tuple[Fabric, ...]] = ContextVar("strongroom_fabrics", default=())
+"""The fabrics that this context has entered; the last one that is open is current."""
+_open: WeakSet[Fabric] = WeakSet()
 
 
 class Fabric(Node):
@@ -19,8 +22,6 @@ class Fabric(Node):
     ...     await Agent.remote_by_address("storage@fame.fabric").retrieve_value("key")
     """
 
-    _token: Token[Fabric] | None = None
-
     @classmethod
     def current(cls) -> Fabric:
         """The fabric of this context.
@@ -28,12 +29,10 @@ class Fabric(Node):
         Raises:
             NoFabric: There is none.
         """
-        try:
-            return _current.get()
-        except LookupError:
-            raise NoFabric(
-                "No fabric is current here.", remedy="async with Fabric(): around it"
-            ) from None
+        fabrics = _open_ones()
+        if not fabrics:
+            raise NoFabric("No fabric is current here.", remedy="async with Fabric(): around it")
+        return fabrics[-1]
 
     @classmethod
     def create(cls, settings: Settings | None = None) -> Self:
@@ -41,7 +40,12 @@ class Fabric(Node):
         return cls(settings)
 
     async def __aenter__(self) -> Self:
-        self._token = _current.set(self)  # before anything starts, so that all of it inherits this
+        if self in _open:
+            raise FabricError(
+                "This Fabric has been entered already.", remedy="a new Fabric() for each block"
+            )
+        _open.add(self)
+        _entered.set((*_open_ones(), self))  # before it starts, so that all of it inherits this
         try:
             await self.start()
         except BaseException:
@@ -56,9 +60,12 @@ class Fabric(Node):
             self._leave()
 
     def _leave(self) -> None:
-        if self._token is not None:
-            _current.reset(self._token)
-            self._token = None
+        _open.discard(self)
+        _entered.set(_open_ones())
+
+
+def _open_ones() -> tuple[Fabric, ...]:
+    return tuple(fabric for fabric in _entered.get() if fabric in _open)
 
 
 FameFabric = Fabric

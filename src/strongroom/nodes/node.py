@@ -41,6 +41,13 @@ class Resident(Handler, Protocol):
         """Let go of everything."""
 
 
+class Servable(Protocol):
+    """An agent, which keeps what its node needs of it apart from its author's names."""
+
+    def __resident__(self) -> Resident:
+        """What the node starts, calls and ends."""
+
+
 class _Running(NamedTuple):
     """What a started node consists of."""
 
@@ -214,9 +221,10 @@ class Node:
 
     # --- names ---
 
-    async def serve(self, resident: Resident, address: str) -> None:
+    async def serve(self, agent: Servable, address: str) -> None:
         """Start an agent, then bind its address."""
         Address.parse(address)
+        resident = agent.__resident__()
         await resident.begin(self, address)
         self._residents.append(resident)
         await self.bind(address, resident)
