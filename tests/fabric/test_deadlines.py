@@ -11,6 +11,7 @@ from strongroom import (
     CallTimeout,
     Fabric,
     NoRoute,
+    NotStarted,
     Sentinel,
     Settings,
     StorageSettings,
@@ -18,6 +19,7 @@ from strongroom import (
     open_provider,
 )
 from strongroom.errors import AttachRefused
+from strongroom.messaging.rpc import Target
 from strongroom.nodes.uplink import ROUTES_RETURN_SECONDS
 from support.fabrics import ADDRESS, Probe, fabric, sentinel, url
 from support.links import MemoryNetwork, RawPeer, in_virtual_time, network
@@ -281,6 +283,30 @@ async def test_a_call_for_an_agent_that_does_not_return_is_refused_after_10_seco
         begun = now()
         with pytest.raises(NoRoute):
             await Probe.remote(ADDRESS, fabric=client).echo()
+        assert now() - begun < 0.1
+
+
+@in_virtual_time
+async def test_calls_end_at_once_when_their_own_node_stops(network: MemoryNetwork) -> None:
+    async with sentinel() as hub, fabric(hub) as node:
+        await node.serve(Probe(), ADDRESS)
+        async with fabric(hub) as client:
+            remote = Probe.remote(ADDRESS, fabric=client)
+            call = asyncio.create_task(remote.hang())
+            stream = aiter(remote.count(1_000_000))
+            await anext(stream)
+            calls = client.calls
+            await asyncio.sleep(1)
+        begun = now()
+        with pytest.raises(CallInterrupted, match="This node has stopped"):
+            await call
+        with pytest.raises(CallInterrupted, match="This node has stopped"):
+            while True:
+                await anext(stream)
+        with pytest.raises(CallInterrupted, match="was not sent"):
+            await calls.call(Target(ADDRESS), "echo", b"{}")
+        with pytest.raises(NotStarted):
+            await remote.echo(1)
         assert now() - begun < 0.1
 
 

@@ -111,6 +111,7 @@ class OutgoingCalls:
         self._delivery = delivery
         self._waiting: dict[str, _Waiting] = {}
         self._loop = asyncio.get_running_loop()
+        self._is_stopped = False
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -228,6 +229,8 @@ class OutgoingCalls:
         )
 
     def _expect(self, request: Envelope, answer: asyncio.Future[Response] | _Stream) -> str:
+        if self._is_stopped:
+            raise CallInterrupted("This node has stopped; the call was not sent.")
         assert request.corr_id is not None
         self._waiting[request.corr_id] = _Waiting(request.id, request.to, answer)
         return request.corr_id
@@ -262,6 +265,12 @@ class OutgoingCalls:
         waiting = self._waiting.get(envelope.corr_id or "")
         if waiting is not None and nack.ref_id == waiting.request_id:
             waiting.fail(nack_error(nack))
+
+    def stop(self) -> None:
+        """This node is stopping: fail the calls under way, and all that come."""
+        self._is_stopped = True
+        for waiting in self._waiting.values():
+            waiting.fail(CallInterrupted("This node has stopped; the call may have run."))
 
     def on_link_lost(self, reason: str) -> None:
         """Fail the calls to other nodes that do not outlive the link."""

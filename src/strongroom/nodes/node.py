@@ -142,6 +142,7 @@ class Node:
             opening.callback(timer.cancel)
             opening.push_async_callback(running.sender.way_out.stop)
             await running.sender.way_out.start()
+            opening.callback(running.outgoing.stop)
             await running.delivery.start()
             opening.push_async_callback(self._end_residents)
             opening.push_async_callback(running.incoming.stop)
