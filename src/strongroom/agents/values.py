@@ -133,8 +133,7 @@ class Codec:
             if kind in self._simple and (kind is not float or isfinite(value)):
                 return _encode(value)
             if self._adapter is None:
-                _check_plain(value, ())
-                return _encode_plain(value)
+                return self._write_plain(value)
             return self._write_checked(self._adapter, value)
         except Unfit:
             raise
@@ -145,6 +144,16 @@ class Codec:
         except Exception as error:  # of a validator or serialiser of the user's, or of an encoder
             raise Unfit.at((), f"{type(error).__name__}: {_text(error)}", "unwritable") from error
 
+    def _write_plain(self, value: Any) -> bytes:
+        try:
+            data: bytes = _encode_plain(value)
+        except (ValueError, TypeError):
+            _check_plain(value, ())  # which names the place
+            raise
+        if not _equal(value, msgspec.json.decode(data)):
+            _check_plain(value, ())
+        return data
+
     def _write_checked(self, adapter: TypeAdapter[Any], value: Any) -> bytes:
         sent = list(value) if isinstance(value, Iterator) else value
         meant = _settled(adapter.validator.validate_python(sent, by_alias=True, by_name=True))
@@ -154,7 +163,8 @@ class Codec:
                 data = write(adapter, sent)
                 _read_raw(data)  # Pydantic can be set up to write what is not JSON
                 arrived = _settled(self._read_back(data, meant))
-                _compare(meant, arrived, (), anything=self._holds_anything)
+                if not _equal(meant, arrived):  # which may be for a reason that does not matter
+                    _compare(meant, arrived, (), anything=self._holds_anything)
             except (Unfit, ValueError, TypeError, PydanticSerializationError) as error:
                 refusals.append(error)
             else:
@@ -268,8 +278,6 @@ _WRITERS: tuple[Callable[[TypeAdapter[Any], Any], bytes], ...] = (
 def _check_plain(value: Any, place: Place) -> None:
     """Refuse what JSON would change, in a place whose annotation does not say how to undo it."""
     kind = type(value)
-    if kind is str or kind is int or kind is bool or value is None:
-        return
     if isinstance(value, float):
         if not isfinite(value):
             raise Unfit.at(place, f"JSON has no {value}", "finite_number")
@@ -277,14 +285,23 @@ def _check_plain(value: Any, place: Place) -> None:
         raise Unfit.at(place, f"{kind.__name__} is sent only where the annotation says so")
     elif isinstance(value, BaseModel):
         _check_model(value, place)
+    elif (parts := _parts(value)) is None:
+        _check_leaf(value, place)
     else:
-        for key, each in _parts(value):
+        for key, each in parts:
             if isinstance(value, Mapping) and not isinstance(key, str):
                 raise Unfit.at((*place, _cut(repr(key))), "a key in JSON is a string")
             _check_plain(each, (*place, key))
 
 
-def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
+def _check_leaf(value: Any, place: Place) -> None:
+    try:
+        _encode_plain(value)
+    except (ValueError, TypeError) as error:
+        raise Unfit.at(place, f"{type(error).__name__}: {_text(error)}", "unwritable") from None
+
+
+def _parts(value: Any) -> Iterable[tuple[Any, Any]] | None:
     if isinstance(value, Enum):
         return [("value", value.value)]
     if isinstance(value, Mapping):
@@ -293,7 +310,7 @@ def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
         return enumerate(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return vars(value).items()
-    return ()
+    return None
 
 
 @cache
