@@ -201,7 +201,7 @@ async def test_many_streams_cancelled_in_one_turn_cost_nobody_the_link(number: i
         await asyncio.gather(*closing)
         assert await remote.echo("still there") == "still there"
         assert {each.link for each in hub.children.links} == links
-        await eventually(lambda: len(node._running.incoming) == 0)
+        await eventually(lambda: len(node._running.incoming) == 0, within=60)
 
 
 async def test_a_flood_of_flows_closes_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
