@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -59,7 +60,9 @@ class Home:
         former = self._set_former_aside()
         attach = f"FAME_DIRECT_ADMISSION_URL={_attach_url(DEFAULT_PORT)}\n"
         key = new_master_key()
-        listen = f"FAME_LISTENER_PORT={DEFAULT_PORT}\n"
+        token = f"FAME_ADMISSION_TOKEN={secrets.token_urlsafe(24)}\n"
+        attach += token
+        listen = f"FAME_LISTENER_PORT={DEFAULT_PORT}\n{token}"
         self._write("sentinel", listen + STORAGE.format(key=key, name="sentinel"))
         self._write("agent", attach + STORAGE.format(key=key, name="agent"))
         self._write("client", attach)

@@ -47,6 +47,10 @@ def _flag(text: str) -> bool:
     raise ValueError("true or false")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for each in text.split(",") if (name := each.strip().lower().rstrip("/")))
+
+
 def _whole_number(text: str) -> int:
     try:
         return int(text)
@@ -143,7 +147,32 @@ class Settings:
     )
     security_profile: str | None = _variable(
         "FAME_SECURITY_PROFILE",
-        "`open` lets a sentinel listen beyond this machine without a token",
+        "`open` admits every node, those of other users and machines too; no other profile is "
+        "implemented",
+        parse=str.lower,
+        choices=("open",),
+    )
+    admission_profile: str | None = _variable(
+        "FAME_ADMISSION_PROFILE",
+        "`open`, `none` or `noop`, which mean the same here; no other profile is implemented",
+        parse=str.lower,
+        choices=("open", "none", "noop"),
+    )
+    authorization_profile: str | None = _variable(
+        "FAME_AUTHORIZATION_PROFILE",
+        "`none` or `noop`, which mean the same here; no other profile is implemented",
+        parse=str.lower,
+        choices=("none", "noop"),
+    )
+    allowed_origins: tuple[str, ...] | None = _variable(
+        "FAME_ALLOWED_ORIGINS",
+        "the web pages that may connect to a sentinel, such as `https://example.org`, with commas",
+        parse=_names,
+    )
+    allowed_hosts: tuple[str, ...] | None = _variable(
+        "FAME_ALLOWED_HOSTS",
+        "the host names, besides `localhost`, by which nodes reach a sentinel, with commas",
+        parse=_names,
     )
     delivery_profile: str = _variable(
         "FAME_DELIVERY_PROFILE",
@@ -225,7 +254,7 @@ def _check(settings: StorageSettings | Settings) -> None:
     """Refuse values that no variable could have given."""
     for setting, variable in _variables_of(type(settings)):
         value = getattr(settings, setting)
-        if variable.choices and value not in variable.choices:
+        if variable.choices and value not in {None, *variable.choices}:
             raise _invalid(variable, value, ", ".join(variable.choices))
         if isinstance(value, int) and value < 0:
             raise _invalid(variable, value, "a number that is not negative")

@@ -56,6 +56,12 @@ class RawSentinel:
     def health(self) -> bytes:
         return b""
 
+    def refusal(self, _headers: Any) -> None:
+        return None
+
+    def has_token(self, _token: str | None) -> bool:
+        return True
+
     async def attach(self, epoch: str) -> RawPeer:
         child = await self.children.get()
         request = await child.hear("NodeAttach")

@@ -98,7 +98,7 @@ async def test_other_paths_are_refused_and_the_health_check_is_answered() -> Non
                 await connect(f"ws://127.0.0.1:{hub.port}{path}")
             assert caught.value.response.status_code == status
         reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
-        writer.write(b"GET /fame/v1/attach/health HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /fame/v1/attach/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = await reader.read()
         writer.close()
         assert answer.startswith(b"HTTP/1.1 200")

@@ -297,7 +297,7 @@ async def test_a_sentinel_with_a_token_refuses_nodes_without_it() -> None:
         async with fabric(hub, admission_token="sesame"):
             pass
         for wrong in ({}, {"admission_token": "other"}):
-            with pytest.raises(AttachRefused, match="Authentication failed"):
+            with pytest.raises(AttachRefused, match="401"):
                 await fabric(hub, **wrong).start()
 
 

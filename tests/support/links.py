@@ -58,17 +58,18 @@ def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
 class MemoryLink(Loopback):
     """One end of a link in memory."""
 
-    def __init__(self, name: str, token: str | None = None) -> None:
+    ends = None
+
+    def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.token = token
         self.peer: MemoryLink = self
         self.is_silent = False
 
     @classmethod
-    def pair(cls, name: str, token: str | None = None) -> tuple[MemoryLink, MemoryLink]:
+    def pair(cls, name: str) -> tuple[MemoryLink, MemoryLink]:
         """Both ends of a new link."""
-        here, there = cls(name, token), cls(name, token)
+        here, there = cls(name), cls(name)
         here.peer, there.peer = there, here
         return here, there
 
@@ -96,12 +97,12 @@ class MemoryNetwork:
         self.listeners: dict[int, Listener] = {}
         self.links: list[MemoryLink] = []
 
-    async def dial(self, url: str, token: str | None = None) -> MemoryLink:
+    async def dial(self, url: str, _token: str | None = None) -> MemoryLink:
         host, _, path = url.partition("/fame/")
         listener = self.listeners.get(int(host.rpartition(":")[2]))
         if listener is None:
             raise AttachFailed(f"No sentinel answers at {url}.")
-        here, there = MemoryLink.pair(path.rpartition("/")[2], token)
+        here, there = MemoryLink.pair(path.rpartition("/")[2])
         self.links.append(here)
         listener.on_link(there)  # type: ignore[arg-type]
         return here

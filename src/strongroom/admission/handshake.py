@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 
 from msgspec import Struct
@@ -42,12 +41,8 @@ def membership(ack: NodeAttachAck) -> Membership:
     return Membership(ack.assigned_path, ack.target_system_id or "", ack.routing_epoch)
 
 
-def refusal(
-    request: NodeAttach, url_id: str, own_id: str, offered: str | None, token: str | None
-) -> str | None:
-    """Why a child that connected with `url_id` and a token is refused; None if it is welcome."""
-    if token is not None and not hmac.compare_digest(token.encode(), (offered or "").encode()):
-        return "Authentication failed"
+def refusal(request: NodeAttach, url_id: str, own_id: str) -> str | None:
+    """Why a child that connected with `url_id` is refused; None if it is welcome."""
     if request.system_id != url_id:
         return f"The id in the URL is {url_id!r}, and the node calls itself {request.system_id!r}"
     if request.system_id == own_id:

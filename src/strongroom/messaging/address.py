@@ -80,6 +80,11 @@ def is_address(text: str) -> bool:
     return True
 
 
+def is_node_id(text: str) -> bool:
+    """Whether `text` can be a node's id."""
+    return _NODE_ID.fullmatch(text) is not None
+
+
 def check_node_id(node_id: str) -> str:
     """Return `node_id` if it can be a path segment, else raise InvalidAddress."""
     if not _NODE_ID.fullmatch(node_id):

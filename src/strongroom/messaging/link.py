@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import picows
 from picows import WSCloseCode, WSFrame, WSMsgType, WSTransport
 
 from strongroom.errors import AttachFailed, AttachRefused, ListenFailed, MessageTooLarge
+from strongroom.messaging.address import is_node_id
 from strongroom.messaging.envelope import MAX_MESSAGE
 from strongroom.settings import ATTACH_PATH, HEALTH_PATH
 
@@ -33,6 +35,13 @@ _ATTACH = ATTACH_PATH.removesuffix("downstream")
 # picows reports each connection here. What matters of it reaches our own log through `on_closed`.
 _picows_log = logging.getLogger("strongroom.picows")
 _picows_log.setLevel(logging.CRITICAL)
+
+
+_REMEDIES: dict[HTTPStatus, str] = {
+    HTTPStatus.UNAUTHORIZED: "the sentinel's FAME_ADMISSION_TOKEN",
+    HTTPStatus.FORBIDDEN: "the sentinel's address, or FAME_ALLOWED_HOSTS at the sentinel",
+    HTTPStatus.NOT_FOUND: f"FAME_DIRECT_ADMISSION_URL=ws://HOST:PORT{ATTACH_PATH}",
+}
 
 
 class Receiver(Protocol):
@@ -57,6 +66,12 @@ class Listener(Protocol):
     def health(self) -> bytes:
         """The JSON with which health checks are answered."""
 
+    def refusal(self, headers: Mapping[str, str]) -> HTTPStatus | None:
+        """The status with which a request is refused; None if it is welcome."""
+
+    def has_token(self, token: str | None) -> bool:
+        """Whether a child that offers `token` may have a link."""
+
 
 class Link(picows.WSListener):
     """One connection, from the upgrade to the end.
@@ -64,11 +79,8 @@ class Link(picows.WSListener):
     `receiver` takes its messages from the moment it is set; `flow.Channel` sets itself.
     """
 
-    def __init__(
-        self, name: str, token: str | None = None, listener: Listener | None = None
-    ) -> None:
+    def __init__(self, name: str, listener: Listener | None = None) -> None:
         self.name = name
-        self.token = token
         self.writable = True
         self.closed = asyncio.Event()
         self.receiver: Receiver | None = None
@@ -127,6 +139,15 @@ class Link(picows.WSListener):
         self._send_batch()
         transport.send_close(WSCloseCode(code), reason.encode()[:120])
         self._disconnect(transport)
+
+    @property
+    def ends(self) -> tuple[tuple[str, int], tuple[str, int]] | None:
+        """The addresses and ports of the peer and of this end, while the link is up."""
+        if self._transport is None:
+            return None
+        transport = self._transport.underlying_transport
+        peer, here = (transport.get_extra_info(name) for name in ("peername", "sockname"))
+        return (peer[0], peer[1]), (here[0], here[1])
 
     def pause_reading(self) -> None:
         """Leave what the peer sends in the socket."""
@@ -318,7 +339,8 @@ async def dial(url: str, token: str | None = None) -> Link:
         )
     except picows.WSInvalidStatusError as error:
         status = error.response.status if error.response else "no status"
-        raise AttachRefused(f"{url} refused the connection ({status}).") from error
+        remedy = _REMEDIES.get(error.response.status) if error.response else None
+        raise AttachRefused(f"{url} refused the connection ({status}).", remedy=remedy) from error
     except (OSError, picows.WSError, TimeoutError, ValueError) as error:
         raise AttachFailed(
             f"No sentinel answers at {url} ({error}).",
@@ -338,17 +360,21 @@ async def listen(host: str, port: int, listener: Listener) -> asyncio.Server:
 
     def upgrade(request: picows.WSUpgradeRequest) -> Any:
         path = request.path.decode("ascii", "replace").partition("?")[0]
+        refused = listener.refusal(request.headers)
+        if refused is not None:
+            return _refuse(refused)
         if path == HEALTH_PATH:
             return _answer(HTTPStatus.OK, listener.health())
         child = path.removeprefix(_DOWNSTREAM)
-        if child == path or not child or "/" in child:
+        if child == path or not is_node_id(child):
             is_attach = path.startswith(_ATTACH)
-            status = HTTPStatus.FORBIDDEN if is_attach else HTTPStatus.NOT_FOUND
-            return _answer(status, b'{"detail":"' + status.phrase.encode() + b'"}')
+            return _refuse(HTTPStatus.FORBIDDEN if is_attach else HTTPStatus.NOT_FOUND)
         protocols = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
         offered = [name.strip() for name in protocols]
         token = offered[1] if offered[0] == "bearer" and len(offered) > 1 else None
-        link = Link(child, token, listener)
+        if not listener.has_token(token):
+            return _refuse(HTTPStatus.UNAUTHORIZED)
+        link = Link(child, listener)
         chosen = {"Sec-WebSocket-Protocol": "bearer"} if offered[0] == "bearer" else None
         response = picows.WSUpgradeResponse.create_101_response(chosen)
         return picows.WSUpgradeResponseWithListener(response, link)
@@ -370,6 +396,10 @@ async def listen(host: str, port: int, listener: Listener) -> asyncio.Server:
             f"Cannot listen on {host} port {port}: {error.strerror or error}.",
             remedy="another FAME_LISTENER_PORT, or stop what uses this one",
         ) from error
+
+
+def _refuse(status: HTTPStatus) -> picows.WSUpgradeResponseWithListener:
+    return _answer(status, b'{"detail":"' + status.phrase.encode() + b'"}')
 
 
 def _answer(status: HTTPStatus, body: bytes) -> picows.WSUpgradeResponseWithListener:

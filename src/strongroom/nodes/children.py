@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 from pydantic import BaseModel
 
+from strongroom.admission.door import has_token, is_own_process, refusal_of_request
 from strongroom.admission.handshake import check_may_listen, refusal
 from strongroom.errors import CallError, FabricError, InvalidAddress, NoRoute, StreamStalled
 from strongroom.messaging.address import Address, is_address, new_id, source_id
@@ -172,6 +174,7 @@ class Children(WayOut):
         self._bindings = bindings
         self._events = events
         self._store = store
+        self._admits_all = bool(settings.admission_token or settings.security_profile == "open")
         self._epoch = new_id()
         self._attached: dict[str, ChildLink] = {}
         self._routes = Routes(bindings.path)
@@ -243,8 +246,20 @@ class Children(WayOut):
 
     # --- Listener ---
 
+    def refusal(self, headers: Mapping[str, str]) -> HTTPStatus | None:
+        """(Listener) Refuse web pages, and requests under a name that is not ours."""
+        return refusal_of_request(headers, self._settings)
+
+    def has_token(self, token: str | None) -> bool:
+        """(Listener) Check the token before there is a link."""
+        return has_token(token, self._settings)
+
     def on_link(self, link: Link) -> None:
         """(Listener) A child has connected; it attaches with its first message."""
+        if not (self._admits_all or link.ends is None or is_own_process(*link.ends)):
+            log.warning("%s was refused: its process is another user's", link.name)
+            link.close(1008, "processes of other users need FAME_ADMISSION_TOKEN")
+            return
         if len(self.links) >= MAX_CHILDREN:
             link.close(1013, f"there are {MAX_CHILDREN} children already")
             return
@@ -269,8 +284,7 @@ class Children(WayOut):
             self._change_names(child, child.system_id, request)
 
     def _attach(self, child: ChildLink, request: Envelope, frame: NodeAttach) -> None:
-        token = self._settings.admission_token
-        reason = refusal(frame, child.link.name, self._bindings.node_id, child.link.token, token)
+        reason = refusal(frame, child.link.name, self._bindings.node_id)
         if reason is None and child.system_id is not None:
             reason = "The link is attached already"
         previous = self._attached.get(frame.system_id)
