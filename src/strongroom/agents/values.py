@@ -309,7 +309,7 @@ def _parts(value: Any) -> Iterable[tuple[Any, Any]] | None:
     if isinstance(value, list | tuple | AbstractSet):
         return enumerate(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return vars(value).items()
+        return _attributes(value).items()
     return None
 
 
@@ -338,7 +338,7 @@ def _compare(sent: Any, arrived: Any, place: Place, *, anything: bool) -> None:
     if isinstance(sent, BaseModel) and type(sent) is type(arrived):
         _compare_fields(_fields(sent), _fields(arrived), place, compare)
     elif dataclasses.is_dataclass(sent) and type(sent) is type(arrived):
-        _compare_fields(vars(sent), vars(arrived), place, compare)
+        _compare_fields(_attributes(sent), _attributes(arrived), place, compare)
     elif isinstance(sent, Mapping) and isinstance(arrived, Mapping):
         _compare_fields(sent, arrived, place, compare)
     elif _is_sequence(sent) and _is_sequence(arrived) and len(sent) == len(arrived):
@@ -362,6 +362,10 @@ def _compare_fields(
 
 def _fields(model: BaseModel) -> dict[str, Any]:
     return {**model.__dict__, **(model.__pydantic_extra__ or {})}
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _is_sequence(value: Any) -> bool:
