@@ -141,6 +141,8 @@ SAME: list[tuple[Any, Any]] = [
     (Any, {"a": [1, 2.5, None, True, "x"]}),
     (dict[str, Any], {"a": {"b": [1]}}),
     (object, "anything"),
+    (object, [[[[[[[[[[]]]]]]]]]]),
+    (Annotated[int, {"not": ["hashable"]}], 5),
 ]
 
 

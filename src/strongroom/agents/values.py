@@ -102,7 +102,7 @@ class Codec:
         self._adapter: TypeAdapter[Any] | None = None
         self._simple: set[Any] = set()
         self._holds_anything = True
-        if annotation is not Any:
+        if annotation is not Any and annotation is not object:
             self._adapter = _adapter(annotation)
             self._simple = _simple_types(annotation)
             self._holds_anything = _has_any(self._adapter.core_schema)
@@ -203,10 +203,9 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 def _simple_types(annotation: Any) -> set[Any]:
     is_union = get_origin(annotation) in {Union, UnionType}
-    types = (
-        set(get_args(annotation)) if is_union else {NoneType if annotation is None else annotation}
-    )
-    return types if types <= _SIMPLE else set()
+    types = get_args(annotation) if is_union else (annotation,)
+    is_simple = all(isinstance(each, type) and each in _SIMPLE for each in types)
+    return set(types) if is_simple else set()
 
 
 _HOLDERS = {"dict": "values_schema", "list": "items_schema", "set": "items_schema"}
