@@ -7,7 +7,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import wraps
@@ -459,6 +459,14 @@ async def test_capabilities_are_a_list_of_strings() -> None:
 
         with pytest.raises(ValueError, match="list of strings"):
             await node.serve(Wrong(), ADDRESS)
+
+        class Without(Probe):
+            @property
+            def capabilities(self) -> Sequence[str]:
+                return []
+
+        await node.serve(Without(), ADDRESS)
+        assert await Without.remote(ADDRESS).echo(1) == 1
 
 
 async def test_a_fabric_is_entered_once_at_a_time() -> None:
