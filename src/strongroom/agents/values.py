@@ -100,7 +100,7 @@ class Codec:
 
     def __init__(self, annotation: Any) -> None:
         self._adapter: TypeAdapter[Any] | None = None
-        self._simple: set[Any] = set()
+        self._simple: set[Any] = _SIMPLE
         self._holds_anything = True
         if annotation is not Any and annotation is not object:
             self._adapter = _adapter(annotation)
