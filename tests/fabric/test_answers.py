@@ -2,11 +2,12 @@
 
 import asyncio
 import gc
+import json
 import math
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import wraps
@@ -29,6 +30,7 @@ from strongroom.errors import (
 from strongroom.messaging.rpc import MAX_ERROR_CHARACTERS
 from strongroom.testing import serving
 from support.fabrics import ADDRESS, Probe, fabric, sentinel, sentinel_agent_and_client
+from support.peer import raw_child, say
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -458,6 +460,14 @@ async def test_capabilities_are_a_list_of_strings() -> None:
         with pytest.raises(ValueError, match="list of strings"):
             await node.serve(Wrong(), ADDRESS)
 
+        class Without(Probe):
+            @property
+            def capabilities(self) -> Sequence[str]:
+                return []
+
+        await node.serve(Without(), ADDRESS)
+        assert await Without.remote(ADDRESS).echo(1) == 1
+
 
 async def test_a_fabric_is_entered_once_at_a_time() -> None:
     node = Fabric(Settings())
@@ -510,3 +520,31 @@ async def test_an_at_least_once_call_that_exits_is_answered_once() -> None:
                 await raising.large(300_000)
             with suppress(OperationFailed):
                 await raising.plain("exit")
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        ({"jsonrpc": "2.0", "id": "1", "method": 5, "params": {}}, -32600),
+        ({"jsonrpc": "1.0", "id": "1", "method": "echo"}, -32600),
+        ([1], -32600),
+        ({"jsonrpc": "2.0", "id": "1", "method": "nothing"}, -32601),
+        ({"jsonrpc": "2.0", "id": "1", "method": "add", "params": 5}, -32602),
+        ({"jsonrpc": "2.0", "id": "1", "method": "add", "params": [1, "x"]}, -32602),
+        ({"jsonrpc": "2.0", "id": "1", "method": "add", "params": [1, 2]}, None),
+        ({"jsonrpc": "2.0", "id": "1", "method": "echo"}, None),
+    ],
+)
+async def test_a_request_that_cannot_be_read_is_answered_with_an_error(
+    payload: Any, code: int | None
+) -> None:
+    async with sentinel() as hub, fabric(hub) as node, raw_child(hub) as link:
+        await node.serve(Probe(), ADDRESS)
+        frame = {"type": "Data", "payload": payload}
+        reply_to = f"__rpc__1@{hub.path}/raw"
+        await say(link, "2", frame, to=ADDRESS, replyTo=reply_to, corrId="1", rtype=2)
+        async with asyncio.timeout(AT_ONCE):
+            while (answer := json.loads(await link.recv()))["frame"]["type"] != "Data":
+                pass
+        assert answer["corrId"] == "1"
+        assert answer["frame"]["payload"].get("error", {}).get("code") == code

@@ -91,6 +91,11 @@ class Point:
     data: bytes = b""
 
 
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    inside: list[Any]
+
+
 class Row(TypedDict):
     key: str
     when: datetime
@@ -131,10 +136,13 @@ SAME: list[tuple[Any, Any]] = [
     (Box[Note], Box[Note](inside=Note(text="a"))),
     (RootModel[list[int]], RootModel[list[int]]([1])),
     (Point, Point(1.5, b"text")),
+    (Slotted, Slotted([1])),
     (Row, {"key": "a", "when": datetime(2026, 1, 2, tzinfo=UTC)}),
     (Any, {"a": [1, 2.5, None, True, "x"]}),
     (dict[str, Any], {"a": {"b": [1]}}),
     (object, "anything"),
+    (object, [[[[[[[[[[]]]]]]]]]]),
+    (Annotated[int, {"not": ["hashable"]}], 5),
 ]
 
 
@@ -168,6 +176,8 @@ CHANGED: list[tuple[Any, Any, list[Any]]] = [
     (Any, {"m": [Note(text="a", stars=math.nan)]}, ["m", 0, "stars"]),
     (Any, {"a": ["\ud800"]}, ["a", 0]),
     (Any, {"a": [object()]}, ["a", 0]),
+    (Slotted, Slotted([b"x"]), ["inside", 0]),
+    (Any, Slotted([b"x"]), ["inside", 0]),
     (Any, {"deep": Point(math.inf)}, ["deep", "x"]),
     (dict[str, Any], {"a": b"bytes"}, ["a"]),
     (str, SecretStr("x"), []),

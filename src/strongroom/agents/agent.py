@@ -113,7 +113,8 @@ class _Place(Generic[S]):
     async def begin(self, node: Node, address: str) -> None:
         """Take the node, and start."""
         check_servable(type(self._agent))
-        checked_capabilities(self._agent.capabilities)
+        if self._agent.capabilities:
+            checked_capabilities(self._agent.capabilities)
         self._take_name(node)
         self.node = node
         self.address = address

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 from msgspec import Raw
 
@@ -185,7 +184,7 @@ def _outcome(run: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-_known: WeakKeyDictionary[type[Any], dict[str, Operation]] = WeakKeyDictionary()
+_known: dict[type[Any], dict[str, Operation]] = {}
 
 
 def operations_of(cls: type[Any]) -> dict[str, Operation]:

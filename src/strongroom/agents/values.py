@@ -100,9 +100,9 @@ class Codec:
 
     def __init__(self, annotation: Any) -> None:
         self._adapter: TypeAdapter[Any] | None = None
-        self._simple: set[Any] = set()
+        self._simple: set[Any] = _SIMPLE
         self._holds_anything = True
-        if annotation is not Any:
+        if annotation is not Any and annotation is not object:
             self._adapter = _adapter(annotation)
             self._simple = _simple_types(annotation)
             self._holds_anything = _has_any(self._adapter.core_schema)
@@ -203,10 +203,9 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 def _simple_types(annotation: Any) -> set[Any]:
     is_union = get_origin(annotation) in {Union, UnionType}
-    types = (
-        set(get_args(annotation)) if is_union else {NoneType if annotation is None else annotation}
-    )
-    return types if types <= _SIMPLE else set()
+    types = get_args(annotation) if is_union else (annotation,)
+    is_simple = all(isinstance(each, type) and each in _SIMPLE for each in types)
+    return set(types) if is_simple else set()
 
 
 _HOLDERS = {"dict": "values_schema", "list": "items_schema", "set": "items_schema"}
@@ -309,7 +308,7 @@ def _parts(value: Any) -> Iterable[tuple[Any, Any]] | None:
     if isinstance(value, list | tuple | AbstractSet):
         return enumerate(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return vars(value).items()
+        return _attributes(value).items()
     return None
 
 
@@ -338,7 +337,7 @@ def _compare(sent: Any, arrived: Any, place: Place, *, anything: bool) -> None:
     if isinstance(sent, BaseModel) and type(sent) is type(arrived):
         _compare_fields(_fields(sent), _fields(arrived), place, compare)
     elif dataclasses.is_dataclass(sent) and type(sent) is type(arrived):
-        _compare_fields(vars(sent), vars(arrived), place, compare)
+        _compare_fields(_attributes(sent), _attributes(arrived), place, compare)
     elif isinstance(sent, Mapping) and isinstance(arrived, Mapping):
         _compare_fields(sent, arrived, place, compare)
     elif _is_sequence(sent) and _is_sequence(arrived) and len(sent) == len(arrived):
@@ -362,6 +361,10 @@ def _compare_fields(
 
 def _fields(model: BaseModel) -> dict[str, Any]:
     return {**model.__dict__, **(model.__pydantic_extra__ or {})}
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _is_sequence(value: Any) -> bool:
