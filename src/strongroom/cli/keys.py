@@ -59,7 +59,7 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
     FAME_STORAGE_MASTER_KEY_FILE=master.key strongroom key check --directory data
     """
     settings = storage_settings(directory)
-    master = read_master_key(settings)
+    master = read_master_key(settings, existing=True)
     path = (settings.directory or Path()) / KEYSTORES["encrypted-sqlite"]
     if not path.exists():
         raise KeystoreMissing(

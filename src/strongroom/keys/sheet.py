@@ -17,7 +17,8 @@ import re
 
 from strongroom.errors import MasterKeyInvalid
 from strongroom.keys.derive import PASSPHRASE
-from strongroom.keys.master import MasterKey, encode_key
+from strongroom.keys.master import MasterKey
+from strongroom.keys.text import encode_key
 
 _TITLE = "strongroom recovery sheet, version 1"
 _LINE_BYTES = 8
