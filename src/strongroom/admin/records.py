@@ -38,7 +38,7 @@ class ExportedRecord(msgspec.Struct, omit_defaults=True):
     value: msgspec.Raw = msgspec.Raw()
     base64: str | None = None
     version: int | None = None
-    revision: int | None = None
+    revision: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     created: datetime | None = None
     updated: datetime | None = None
     expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None

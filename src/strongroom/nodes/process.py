@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
 from strongroom.errors import StrongroomError
+from strongroom.printable import printable
 from strongroom.settings import Settings
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ def _errors_as_exit_status() -> Iterator[None]:
     try:
         yield
     except StrongroomError as error:
-        print(f"strongroom: error: {error}", file=sys.stderr)  # noqa: T201 - the last word
+        print(f"strongroom: error: {printable(str(error))}", file=sys.stderr)  # noqa: T201 - the last word
         raise SystemExit(error.exit_code) from None
 
 
