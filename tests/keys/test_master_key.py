@@ -99,6 +99,11 @@ def test_the_error_says_what_was_seen(text: str, says: str) -> None:
         MasterKey(text)
 
 
+def test_what_is_not_utf_8_opens_nothing_either() -> None:
+    with pytest.raises(MasterKeyInvalid, match="not UTF-8"):
+        MasterKey("a passphrase \udcff of mine", existing=True)
+
+
 @pytest.mark.parametrize("text", PASSPHRASES)
 def test_a_passphrase_that_does_not_look_like_a_key_is_taken(text: str) -> None:
     assert repr(MasterKey(text)) == "MasterKey(passphrase)"

@@ -19,6 +19,7 @@ from strongroom.cli.output import (
     new_file,
     read_input,
     request,
+    say,
     show,
     storage_settings,
     write,
@@ -74,11 +75,8 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
         "fingerprint": master.fingerprint,
         "namespaces": len(keystore.entries),
     }
-    if as_json:
-        write(msgspec.json.encode(found))
-    else:
-        said = f"The master key {master.fingerprint} opens {path.parent}, "
-        write(printable(f"{said}with {len(keystore.entries)} namespaces.").encode())
+    text = "The master key {fingerprint} opens {directory}, with {namespaces} namespaces."
+    say(found, text, as_json=as_json)
 
 
 @key_app.command()

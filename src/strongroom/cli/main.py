@@ -95,7 +95,9 @@ def main() -> None:
 
 def _fail(error: StrongroomError, status: int, *, as_json: bool) -> NoReturn:
     shown = (
-        json.dumps(error.as_json()) if as_json else f"strongroom: error: {printable(str(error))}"
+        json.dumps(error.as_json(), default=str)
+        if as_json
+        else f"strongroom: error: {printable(str(error))}"
     )
     print(shown, file=sys.stderr)
     sys.exit(status)

@@ -126,6 +126,12 @@ async def show(
     return count
 
 
+def say(found: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print what was found as JSON, or as a text that names its fields in braces."""
+    line = msgspec.json.encode(found) if as_json else text.format_map(_escaped(found)).encode()
+    write(line)
+
+
 def _escaped(value: Any) -> Any:
     """What JSON says, with its texts made printable."""
     if isinstance(value, dict):

@@ -27,10 +27,10 @@ from strongroom.cli.output import (
     new_file,
     read_input,
     request,
+    say,
     show,
     standard_input,
     storage_settings,
-    write,
 )
 from strongroom.errors import ImportInvalid, InvalidKey
 from strongroom.printable import printable
@@ -243,11 +243,9 @@ def import_(
         count = sum(1 for _ in _read(file, lines, partial=partial))
         lines.seek(0)
         stored, replaced = asyncio.run(_import(directory, namespace, file, lines, count))
-    if as_json:
-        write(msgspec.json.encode({"lines": count, "stored": stored, "replaced": replaced}))
-    else:
-        said = f"Stored {stored} records in {namespace}; {replaced} of them replaced others."
-        write(printable(said).encode())
+    found = {"lines": count, "stored": stored, "replaced": replaced}
+    text = f"Stored {{stored}} records in {namespace}; {{replaced}} of them replaced others."
+    say(found, text, as_json=as_json)
 
 
 @app.command()

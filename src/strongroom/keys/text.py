@@ -37,7 +37,13 @@ def decode_key(text: str) -> bytes | None:
 
 
 def damage(text: str) -> MasterKeyInvalid | None:
-    """Why a text that is not a random key is not a passphrase either; None if it may be one."""
+    """Why a text that is not a random key is not a passphrase either; None if it may be one.
+
+    Raises:
+        MasterKeyInvalid: It is not UTF-8. No version took that as a passphrase.
+    """
+    if any(unicodedata.category(character) == "Cs" for character in text):
+        raise MasterKeyInvalid("The master key is not UTF-8.", remedy="save it again, as UTF-8")
     for look in (_encoding, _lines, _surroundings):
         if seen := look(text):
             what, remedy = seen
@@ -57,8 +63,8 @@ def _encoding(text: str) -> tuple[str, str] | None:
         return "begins with a byte order mark", "save it as UTF-8 without a byte order mark"
     if "\0" in text:
         return "has NUL characters, as UTF-16 has", "save it again, as UTF-8"
-    if "\ufffd" in text or any(unicodedata.category(c) == "Cs" for c in text):
-        return "is not UTF-8", "save it again, as UTF-8"
+    if "\ufffd" in text:
+        return "was not UTF-8 once", "save it again, as UTF-8"
     return None
 
 
