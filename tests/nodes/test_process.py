@@ -65,3 +65,22 @@ def test_without_logging_of_its_own_a_program_logs_as_the_environment_says() -> 
 def test_a_level_that_the_program_asks_for_is_set() -> None:
     before, after = serve("logging.basicConfig()", 'log_level="debug"')
     assert after == [before[0], [0, 10]]
+
+
+def test_a_peers_text_is_escaped_in_the_log_and_a_traceback_keeps_its_lines() -> None:
+    script = """
+import logging
+from strongroom.nodes.process import set_up_log
+
+set_up_log()
+try:
+    raise ValueError
+except ValueError:
+    logging.getLogger("strongroom").exception("from a peer: %s", "\\x1b[2J\\n\\u202efaked line")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    first, *traceback = done.stderr.splitlines()
+    assert first.endswith(r"from a peer: \u001b[2J\n\u202efaked line")
+    assert traceback[-1] == "ValueError"

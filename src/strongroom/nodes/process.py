@@ -65,12 +65,21 @@ def set_up_log(log_level: str | int | None = None) -> None:
     has_handlers = bool(root.handlers or ours.handlers)
     has_levels = root.level != logging.WARNING or ours.level != logging.NOTSET
     if not (has_handlers or has_levels):
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(handlers=[handler])
     elif log_level is None:
         return
     level = log_level if log_level is not None else Settings.from_environment().log_level
     with suppress(ValueError):
         ours.setLevel(level.upper() if isinstance(level, str) else level)
+
+
+class _OneLine(logging.Formatter):
+    """Escapes what peers may have put into a message. A traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return printable(super().formatMessage(record))
 
 
 def notify(state: str) -> None:
