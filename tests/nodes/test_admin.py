@@ -198,7 +198,7 @@ async def test_an_export_is_one_moment_while_others_write(
 async def test_another_user_is_not_answered(
     node: Node, settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("strongroom.admin.socket._trusted", lambda _: {12345})
+    monkeypatch.setattr("strongroom.admin.socket._check_owner", lambda *_: None)
     monkeypatch.setattr("strongroom.admin.socket._peer", lambda _: 12345)
     async with connect(settings) as client:
         with pytest.raises(OwnerUnreachable):
@@ -302,6 +302,17 @@ async def test_the_socket_is_in_the_data_directory_and_goes_with_the_node(
     with pytest.raises(OwnerUnreachable, match="No node runs"):
         async with connect(settings) as client:
             await ask_for(client, health.status)
+
+
+async def test_a_link_to_the_socket_of_another_node_is_refused(
+    node: Node, settings: StorageSettings, tmp_path: Path
+) -> None:
+    other = replace(settings, directory=tmp_path / "other")
+    await (await open_provider(other)).close()
+    (tmp_path / "other" / SOCKET).symlink_to(tmp_path / "data" / SOCKET)
+    with pytest.raises(OwnerUnreachable, match="a link"):
+        async with connect(other) as client:
+            await ask_for(client, keys.rotate_master, master_key=new_master_key())
 
 
 async def test_a_place_for_the_socket_that_is_taken_is_reported(

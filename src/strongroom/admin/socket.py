@@ -383,17 +383,20 @@ async def _open_socket(directory: Path) -> tuple[asyncio.StreamReader, asyncio.S
         raise OwnerUnreachable(
             f"{path} cannot be used: {error.strerror}.", remedy="run it as the node's user"
         ) from None
-    user = _peer(writer.get_extra_info("socket"))
-    if user not in _trusted(directory):
+    try:
+        _check_owner(path, _peer(writer.get_extra_info("socket")))
+    except BaseException:
         writer.close()
-        raise OwnerUnreachable(
-            f"The process at {path} is user {user}'s, who may not have this directory's keys and "
-            "data. Nothing was sent to it.",
-            remedy=f"run it as the node's user, or remove {path}",
-        )
+        raise
     return reader, writer
 
 
-def _trusted(directory: Path) -> set[int]:
-    """The users whose node an operator trusts."""
-    return {0, os.geteuid() or directory.stat().st_uid}
+def _check_owner(path: Path, user: int) -> None:
+    """Refuse a socket that a user whom an operator does not trust listens at, or put a link to."""
+    trusted = {0, os.geteuid() or path.parent.stat().st_uid}
+    if user not in trusted or path.is_symlink():
+        whose = "a link" if path.is_symlink() else f"user {user}'s"
+        raise OwnerUnreachable(
+            f"{path} is {whose}, and not of this directory's node. Nothing was sent to it.",
+            remedy=f"run it as the node's user, or remove {path}",
+        )
