@@ -97,7 +97,7 @@ def _fail(error: StrongroomError, status: int, *, as_json: bool) -> NoReturn:
     shown = (
         json.dumps(error.as_json(), default=str)
         if as_json
-        else f"strongroom: error: {printable(str(error))}"
+        else f"strongroom: error: {printable(str(error).rstrip())}"
     )
     print(shown, file=sys.stderr)
     sys.exit(status)

@@ -101,7 +101,7 @@ def _errors_as_exit_status() -> Iterator[None]:
     try:
         yield
     except StrongroomError as error:
-        print(f"strongroom: error: {printable(str(error))}", file=sys.stderr)  # noqa: T201 - the last word
+        print(f"strongroom: error: {printable(str(error).rstrip())}", file=sys.stderr)  # noqa: T201 - the last word
         raise SystemExit(error.exit_code) from None
 
 
