@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer.main
 
+from strongroom.admin.socket import SOCKET
 from strongroom.cli.main import app, main
 from strongroom.keys.master import new_master_key
 from strongroom.settings import StorageSettings
@@ -216,10 +217,8 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(run: Run, tmp_path: Path
 def test_doctor_says_nothing_twice_when_the_node_stops_in_the_middle(
     run: Run, tmp_path: Path
 ) -> None:
-    found = (tmp_path / "data").stat()
-    (tmp_path / "strongroom").mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as node:
-        node.bind(str(tmp_path / "strongroom" / f"{found.st_dev:x}-{found.st_ino:x}.sock"))
+        node.bind(str(tmp_path / "data" / SOCKET))
         node.listen()
 
         def answer_half() -> None:

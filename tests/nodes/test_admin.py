@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +23,7 @@ import pytest
 
 from strongroom.admin import health, keys, records
 from strongroom.admin.command import Administered, Command, OnProgress, Progress, with_progress
-from strongroom.admin.socket import COMMANDS, Client, admin_socket, connect
+from strongroom.admin.socket import COMMANDS, SOCKET, Client, admin_socket, connect
 from strongroom.errors import (
     InvalidNamespace,
     NotSupported,
@@ -34,6 +42,7 @@ from support.notes import Note
 
 @pytest.fixture(autouse=True)
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where XDG_RUNTIME_DIR says that sockets belong."""
     folder = tmp_path / "run"
     folder.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
@@ -61,10 +70,10 @@ async def ask_for(client: Client, command: Command[Any], **arguments: Any) -> li
     return [msgspec.json.decode(item) for item in items if not isinstance(item, Progress)]
 
 
-async def say(runtime: Path, line: bytes) -> None:
+async def say(settings: StorageSettings, line: bytes) -> None:
     """Send a line to the node's socket, and raise the error in its answer."""
-    [path] = (runtime / "strongroom").iterdir()
-    reader, writer = await asyncio.open_unix_connection(path)
+    assert settings.directory is not None
+    reader, writer = await asyncio.open_unix_connection(settings.directory / SOCKET)
     writer.write(line + b"\n")
     reply = json.loads(await reader.readline())
     writer.close()
@@ -123,9 +132,11 @@ async def test_errors_come_over_as_what_they_are(node: Node, settings: StorageSe
         assert len(await ask_for(client, records.ls)) == 3
 
 
-async def test_a_command_that_the_node_does_not_have_is_refused(node: Node, runtime: Path) -> None:
+async def test_a_command_that_the_node_does_not_have_is_refused(
+    node: Node, settings: StorageSettings
+) -> None:
     with pytest.raises(NotSupported, match=r"'records\.burn'.*Try: "):
-        await say(runtime, b'{"command": "records.burn"}')
+        await say(settings, b'{"command": "records.burn"}')
 
 
 @pytest.mark.parametrize(
@@ -138,19 +149,21 @@ async def test_a_command_that_the_node_does_not_have_is_refused(node: Node, runt
     ],
 )
 async def test_wrong_arguments_are_named(
-    node: Node, runtime: Path, arguments: bytes, says: str
+    node: Node, settings: StorageSettings, arguments: bytes, says: str
 ) -> None:
     with pytest.raises(
         StrongroomError, match=rf"records.get.*{says}.*Try: records.get\("
     ) as caught:
-        await say(runtime, b'{"command": "records.get", "arguments": ' + arguments + b"}")
+        await say(settings, b'{"command": "records.get", "arguments": ' + arguments + b"}")
     assert type(caught.value) is StrongroomError
 
 
-async def test_a_line_that_is_not_a_request_gets_an_error(node: Node, runtime: Path) -> None:
+async def test_a_line_that_is_not_a_request_gets_an_error(
+    node: Node, settings: StorageSettings
+) -> None:
     for line in (b"nonsense", b"{}", b'{"command": 7}'):
         with pytest.raises(StrongroomError):
-            await say(runtime, line)
+            await say(settings, line)
 
 
 async def test_a_watcher_who_leaves_is_let_go(node: Node, settings: StorageSettings) -> None:
@@ -185,30 +198,130 @@ async def test_an_export_is_one_moment_while_others_write(
 async def test_another_user_is_not_answered(
     node: Node, settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("strongroom.admin.socket._check_owner", lambda *_: None)
     monkeypatch.setattr("strongroom.admin.socket._peer", lambda _: 12345)
     async with connect(settings) as client:
         with pytest.raises(OwnerUnreachable):
             await ask_for(client, health.status)
 
 
-async def test_the_socket_goes_with_the_node(
-    settings: StorageSettings, runtime: Path, tmp_path: Path
+FAKE_NODE = """
+import json, os, socket, sys
+os.setgid(65534); os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as fake:
+    fake.bind(sys.argv[1])
+    os.chmod(sys.argv[1], 0o777)
+    fake.listen()
+    print("ready", flush=True)
+    with fake.accept()[0] as operator:
+        operator.settimeout(5)
+        print(operator.recv(4096), flush=True)
+        operator.sendall(b'{"item": {"fingerprint": "done", "generation": 1}}\\n{"end": true}\\n')
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("owner", [0, 12345])
+async def test_a_node_of_another_user_gets_no_key_and_is_not_believed(
+    settings: StorageSettings, owner: int
 ) -> None:
-    async with Node(Settings(storage=settings)):
-        [socket] = (runtime / "strongroom").iterdir()
-        assert len(str(socket.name)) < 60
-    assert not list((runtime / "strongroom").iterdir())
+    provider = await open_provider(settings)
+    await provider.close()
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is root's alone
+        directory = Path(folder) / "data"
+        shutil.copytree(settings.directory or Path(), directory)
+        for path in (directory.parent, directory):
+            os.chown(path, owner, owner)
+            path.chmod(0o777)
+        with subprocess.Popen(
+            [sys.executable, "-c", FAKE_NODE, str(directory / SOCKET)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as fake:
+            assert fake.stdout is not None
+            assert fake.stdout.readline() == b"ready\n"
+            with pytest.raises(OwnerUnreachable, match=r"user 65534's.*Nothing was sent"):
+                async with connect(replace(settings, directory=directory)) as client:
+                    await ask_for(client, keys.rotate_master, master_key=new_master_key())
+            assert await asyncio.to_thread(fake.stdout.readline) == b"b''\n"
+
+
+STUCK_NODE = """
+import asyncio, os, sys
+from pathlib import Path
+from strongroom.nodes.node import Node
+from strongroom.settings import Settings, StorageSettings
+
+async def main():
+    storage = StorageSettings(profile="sqlite", directory=Path(sys.argv[1]))
+    async with Node(Settings(storage=storage)):
+        print("ready", flush=True)
+        await asyncio.Future()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_node_that_is_stuck_is_reported_after_some_seconds(
+    settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strongroom.admin.socket.SILENT_SECONDS", 2.5)
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK_NODE, str(settings.directory)], stdout=subprocess.PIPE
+    ) as node:
+        try:
+            assert node.stdout is not None
+            assert node.stdout.readline() == b"ready\n"
+            async with connect(settings) as client:
+                changes = client.request(records.watch, namespace="__node_meta")
+                with pytest.raises(TimeoutError):  # silence alone does not make it stuck
+                    await asyncio.wait_for(anext(changes), 5)
+            node.send_signal(signal.SIGSTOP)
+            with pytest.raises(OwnerUnreachable, match=r"stopped or stuck.*Try: "):
+                async with connect(settings) as client:
+                    await ask_for(client, health.status)
+        finally:
+            node.kill()
+    async with connect(replace(settings, profile="sqlite", master_key=None)) as client:
+        assert await ask_for(client, records.ls)  # the socket of a killed node is in nobody's way
+
+
+async def test_the_socket_is_in_the_data_directory_and_goes_with_the_node(
+    settings: StorageSettings, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.directory is not None
+    path = settings.directory / SOCKET
+    async with Node(Settings(storage=settings)) as running:
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+        assert not list(runtime.iterdir())
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere")
+        async with connect(settings) as client:
+            [status] = await ask_for(client, health.status)
+            assert status["id"] == running.id
+    assert not path.exists()
     with pytest.raises(OwnerUnreachable, match="No node runs"):
         async with connect(settings) as client:
             await ask_for(client, health.status)
 
 
-async def test_a_folder_of_sockets_that_others_can_use_is_refused(
-    settings: StorageSettings, runtime: Path, caplog: pytest.LogCaptureFixture
+async def test_a_link_to_the_socket_of_another_node_is_refused(
+    node: Node, settings: StorageSettings, tmp_path: Path
 ) -> None:
-    (runtime / "strongroom").mkdir(mode=0o755)
+    other = replace(settings, directory=tmp_path / "other")
+    await (await open_provider(other)).close()
+    (tmp_path / "other" / SOCKET).symlink_to(tmp_path / "data" / SOCKET)
+    with pytest.raises(OwnerUnreachable, match="a link"):
+        async with connect(other) as client:
+            await ask_for(client, keys.rotate_master, master_key=new_master_key())
+
+
+async def test_a_place_for_the_socket_that_is_taken_is_reported(
+    settings: StorageSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert settings.directory is not None
+    (settings.directory / SOCKET / "folder").mkdir(parents=True)
     async with Node(Settings(storage=settings)):
-        assert not list((runtime / "strongroom").iterdir())
+        pass
     assert "no admin socket" in caplog.text
 
 
@@ -290,16 +403,15 @@ async def test_memory_has_no_socket(runtime: Path) -> None:
     await provider.close()
 
 
-async def test_a_runtime_folder_with_too_long_a_name_is_passed_over(
-    settings: StorageSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_directory_with_a_long_path_has_a_socket_too(
+    settings: StorageSettings, tmp_path: Path
 ) -> None:
-    long = tmp_path / ("long" * 20)
-    long.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-    async with Node(Settings(storage=settings)) as running, connect(settings) as client:
+    long = replace(settings, directory=tmp_path / ("long" * 20) / ("path" * 20))
+    async with Node(Settings(storage=long)) as running, connect(long) as client:
         [status] = await ask_for(client, health.status)
         assert status["id"] == running.id
-    assert not list(long.iterdir())
+    assert long.directory is not None
+    assert not (long.directory / SOCKET).exists()
 
 
 async def test_record_commands_work_on_a_provider_without_files() -> None:

@@ -1,147 +1,86 @@
-"""Nodes in a process: what signals do to them, and to the program around them."""
+"""A node as a process leaves the program's own logging as it is."""
 
-import os
-import signal
+from __future__ import annotations
+
+import json
 import subprocess
 import sys
-import textwrap
-import time
-from pathlib import Path
 
 import pytest
 
-AGENTS = """
-    import asyncio, signal, sys, threading, time
-    from strongroom import BaseAgent, Fabric
+SERVE = """
+import asyncio, json, logging, logging.config, os, signal, sys
+from strongroom import Sentinel
 
-    class Agent(BaseAgent):
-        async def start(self):
-            print("started", flush=True)
+{setup}
+loggers = [logging.getLogger(), logging.getLogger("strongroom")]
+before = [(len(logger.handlers), logger.level) for logger in loggers]
 
-        async def stop(self):
-            print("stopped", flush=True)
+async def serve():
+    sentinel = asyncio.ensure_future(Sentinel().aserve({arguments}))
+    await asyncio.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await sentinel
+
+asyncio.run(serve())
+after = [(len(logger.handlers), logger.level) for logger in loggers]
+print(json.dumps([before, after]))
 """
 
 
-def start(program: str, tmp_path: Path) -> subprocess.Popen[str]:
-    file = tmp_path / "program.py"
-    file.write_text(textwrap.dedent(AGENTS) + textwrap.dedent(program))
-    environ = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, file],
-        env=environ,
+def serve(setup: str, arguments: str = "", **variables: str) -> tuple[list[list[int]], ...]:
+    """Handlers and levels of the root logger and of ours: before a sentinel serves, and after."""
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE.format(setup=setup, arguments=arguments)],
+        env={"FAME_LISTENER_PORT": "0", **variables},
+        capture_output=True,
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        check=True,
     )
+    before, after = json.loads(done.stdout)
+    return before, after
 
 
-def lines_until(process: subprocess.Popen[str], line: str, times: int = 1) -> None:
-    assert process.stdout is not None
-    while times:
-        got = process.stdout.readline()
-        assert got, "the program ended"
-        times -= got.strip() == line
-    time.sleep(0.3)  # until the signal handlers are in place
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "logging.basicConfig()",
+        "logging.basicConfig(level=logging.ERROR)",
+        "logging.getLogger().setLevel(logging.ERROR)",
+        "logging.getLogger('strongroom').setLevel(logging.ERROR)",
+        "logging.getLogger('strongroom').addHandler(logging.NullHandler())",
+        "logging.config.dictConfig({'version': 1, 'loggers': {'strongroom': {'level': 'ERROR'}}})",
+    ],
+)
+def test_logging_that_the_program_has_set_up_stays_as_it_is(setup: str) -> None:
+    before, after = serve(setup, FAME_LOG_LEVEL="debug")
+    assert after == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("runner", ["asyncio.run", "uvloop.run"])
-def test_all_agents_of_a_process_stop_at_a_signal(
-    number: signal.Signals, runner: str, tmp_path: Path
-) -> None:
-    program = f"""
-        import uvloop
-
-        async def main():
-            await asyncio.gather(*(Agent().aserve(f"a{{n}}@fame.fabric") for n in range(3)))
-            print("main continues", flush=True)
-
-        {runner}(main())
-        print("the end", flush=True)
-    """
-    process = start(program, tmp_path)
-    lines_until(process, "started", 3)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=10)
-    assert output.count("stopped") == 3
-    assert output.splitlines()[-2:] == ["main continues", "the end"]
-    assert process.returncode == 0
+def test_without_logging_of_its_own_a_program_logs_as_the_environment_says() -> None:
+    assert serve("", FAME_LOG_LEVEL="error")[1] == [[1, 30], [0, 40]]
+    assert serve("")[1] == [[1, 30], [0, 20]]
 
 
-def test_the_programs_own_handlers_run_too_and_are_put_back(tmp_path: Path) -> None:
-    program = """
-        def handler(number, frame):
-            print("the program's handler", flush=True)
-
-        async def main():
-            signal.signal(signal.SIGTERM, handler)
-            asyncio.get_running_loop().add_signal_handler(
-                signal.SIGINT, lambda: print("the loop's handler", flush=True)
-            )
-            await Agent().aserve("a@fame.fabric")
-            print(signal.getsignal(signal.SIGTERM) is handler, flush=True)
-            await asyncio.sleep(5)
-
-        asyncio.run(main())
-    """
-    process = start(program, tmp_path)
-    lines_until(process, "started")
-    process.send_signal(signal.SIGTERM)
-    lines_until(process, "the program's handler")
-    lines_until(process, "True")
-    process.send_signal(signal.SIGTERM)
-    lines_until(process, "the program's handler")
-    process.kill()
-    process.communicate()
+def test_a_level_that_the_program_asks_for_is_set() -> None:
+    before, after = serve("logging.basicConfig()", 'log_level="debug"')
+    assert after == [before[0], [0, 10]]
 
 
-def test_the_loops_own_handler_runs_too(tmp_path: Path) -> None:
-    program = """
-        async def main():
-            asyncio.get_running_loop().add_signal_handler(
-                signal.SIGTERM, lambda: print("the loop's handler", flush=True)
-            )
-            await Agent().aserve("a@fame.fabric")
-            await asyncio.sleep(0.1)
+def test_a_peers_text_is_escaped_in_the_log_and_a_traceback_keeps_its_lines() -> None:
+    script = """
+import logging
+from strongroom.nodes.process import set_up_log
 
-        asyncio.run(main())
-    """
-    process = start(program, tmp_path)
-    lines_until(process, "started")
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=10)
-    assert "stopped" in output
-    assert "the loop's handler" in output
-
-
-def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
-    program = """
-        class Slow(Agent):
-            async def stop(self):
-                print("stopping", flush=True)
-                await asyncio.sleep(60)
-
-        asyncio.run(Slow().aserve("a@fame.fabric"))
-    """
-    process = start(program, tmp_path)
-    lines_until(process, "started")
-    process.send_signal(signal.SIGTERM)
-    lines_until(process, "stopping")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=5)
-    assert process.returncode == -signal.SIGTERM
-
-
-def test_an_agent_in_another_thread_leaves_signals_alone(tmp_path: Path) -> None:
-    program = """
-        threading.Thread(
-            target=lambda: asyncio.run(Agent().aserve("a@fame.fabric")), daemon=True
-        ).start()
-        time.sleep(60)
-    """
-    process = start(program, tmp_path)
-    lines_until(process, "started")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=5)
-    assert process.returncode == -signal.SIGTERM
+set_up_log()
+try:
+    raise ValueError
+except ValueError:
+    logging.getLogger("strongroom").exception("from a peer: %s", "\\x1b[2J\\n\\u202efaked line")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    first, *traceback = done.stderr.splitlines()
+    assert first.endswith(r"from a peer: \u001b[2J\n\u202efaked line")
+    assert traceback[-1] == "ValueError"

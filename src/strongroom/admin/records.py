@@ -6,7 +6,7 @@ import base64
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,6 +27,8 @@ from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.sqlite.store import SqliteStore
 
 MAX_VERSION = 65535
+EMPTY = {"empty": True}
+"""The only line of the export of an empty namespace."""
 
 
 class ExportedRecord(msgspec.Struct, omit_defaults=True):
@@ -36,11 +38,13 @@ class ExportedRecord(msgspec.Struct, omit_defaults=True):
     value: msgspec.Raw = msgspec.Raw()
     base64: str | None = None
     version: int | None = None
-    revision: int | None = None
+    revision: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     created: datetime | None = None
     updated: datetime | None = None
-    expires: datetime | None = None
+    expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     deleted: bool = False
+    more: bool = False
+    """This is a line of an export, and not its last: if no other comes, the export was cut."""
 
     @classmethod
     def of(cls, record: Record, *, values: bool = True) -> ExportedRecord:
@@ -204,12 +208,17 @@ async def export(node: Administered, *, namespace: str) -> AsyncGenerator[Any, N
     if isinstance(provider, SqliteProvider):
         await provider.note("exported", namespace)
     done, total = 0, await store.count()
+    last: ExportedRecord | None = None
     async with contextlib.aclosing(_snapshot(store)) as pages:
         async for page in pages:
             for record in page:
-                yield ExportedRecord.of(record)
+                if last is not None:
+                    last.more = True
+                    yield last
+                last = ExportedRecord.of(record)
             done += len(page)
             yield Progress(namespace, done, total)
+    yield EMPTY if last is None else last
 
 
 async def _snapshot(store: RecordStore) -> AsyncGenerator[Sequence[Record], None]:

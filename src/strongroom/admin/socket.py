@@ -1,9 +1,13 @@
 """The admin socket: operator commands on a data directory run in the node that uses it.
 
-A running node listens on a Unix socket whose name follows from the directory's device and inode,
-so both sides can find it. A request is one line of JSON, `{"command": ..., "arguments": ...}`. The
-answer is one line for each item or progress report, and a last line with the end or an error. Only
-the node's user and root get answers.
+A running node listens on the Unix socket `.admin.sock` in its data directory. A request is one line
+of JSON, `{"command": ..., "arguments": ...}`. The answer is one line for each item or progress
+report, and a last line with the end or an error. While a command works in silence, the node sends
+an empty object every second, so that operators notice a node that is stuck.
+
+Before a side sends a byte, it asks the kernel which user is at the other end. A node answers its
+own user and root. Operators trust a node of their own user and of root; root also trusts a node of
+the directory's owner.
 """
 
 from __future__ import annotations
@@ -13,10 +17,9 @@ import contextlib
 import logging
 import os
 import socket
-import stat
 import struct
 from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -30,6 +33,10 @@ from strongroom.storage.provider import BUILT_IN, StorageProvider
 
 MAX_LINE_BYTES = 128 * 1024 * 1024  # a value of 64 MiB in base64 fits
 MAX_PATH_BYTES = 107  # of a Unix socket
+SOCKET = ".admin.sock"
+BEAT_SECONDS = 1.0
+SILENT_SECONDS = 8.0
+"""A node that sends nothing for this long is stuck."""
 STALLED_SECONDS = 60.0
 """We drop an operator who stops reading for this long: an unfinished export blocks rotations."""
 
@@ -53,7 +60,7 @@ class Request(msgspec.Struct):
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
-    """One line of an answer: an item, a progress report, an error, or the end."""
+    """One line of an answer: an item, a progress report, an error, the end, or a sign of life."""
 
     item: msgspec.Raw = msgspec.Raw()
     progress: Progress | None = None
@@ -91,13 +98,11 @@ async def admin_socket(provider: StorageProvider, node: Described) -> AsyncItera
 
     async with contextlib.AsyncExitStack() as listening:
         try:
-            path = _socket_path(directory)
-            path.unlink(missing_ok=True)  # of a node that was killed: the directory is ours now
-            server = await asyncio.start_unix_server(serve, path, limit=MAX_LINE_BYTES)
+            listener = listening.enter_context(_listener(directory))
+            server = await asyncio.start_unix_server(serve, sock=listener, limit=MAX_LINE_BYTES)
         except OSError as error:
             log.warning("there is no admin socket: %s", error)
         else:
-            listening.callback(path.unlink, missing_ok=True)
             listening.callback(server.close)
         try:
             yield
@@ -120,7 +125,7 @@ class _Connection:
 
     async def serve(self) -> None:
         """Answer one request after another. An answer is cancelled when the operator leaves."""
-        if _peer(self._writer.get_extra_info("socket")) not in {0, os.getuid()}:
+        if _peer(self._writer.get_extra_info("socket")) not in {0, os.geteuid()}:
             log.warning("another user was refused at the admin socket")
             return
         with contextlib.suppress(OSError, asyncio.CancelledError):
@@ -129,7 +134,9 @@ class _Connection:
                 following = asyncio.ensure_future(self._reader.readline())
                 answering = asyncio.ensure_future(self._answer(line))
                 try:
-                    await asyncio.wait([following, answering], return_when=FIRST_COMPLETED)
+                    while not await _first_of(following, answering):
+                        if not self._writer.transport.get_write_buffer_size():
+                            self._writer.write(b"{}\n")
                     line = await following if answering.done() else b""
                 finally:
                     answering.cancel()
@@ -142,8 +149,8 @@ class _Connection:
             await self._send(Reply(end=True))
         except StrongroomError as error:
             await self._send(Reply(error=error.as_json()))
-        except ValueError as error:  # the line is not a request, or a value is not allowed
-            await self._send(Reply(error=StrongroomError(str(error)).as_json()))
+        except msgspec.DecodeError as error:  # the line is not a request
+            await self._send(Reply(error=StrongroomError(f"{error}.").as_json()))
         except OSError:
             raise
         except Exception as error:
@@ -160,12 +167,12 @@ class _Connection:
                 f"This node has no command {request.command!r}.",
                 remedy="the same version of Strongroom as the node's",
             )
-        async with contextlib.aclosing(command.run(self._node, request.arguments)) as items:
+        async with contextlib.aclosing(_encoded(command, self._node, request.arguments)) as items:
             async for item in items:
                 if isinstance(item, Progress):
                     await self._send(Reply(progress=item))
                 else:
-                    await self._send(Reply(item=msgspec.Raw(msgspec.json.encode(item))))
+                    await self._send(Reply(item=msgspec.Raw(item)))
 
     async def _send(self, reply: Reply) -> None:
         self._writer.write(msgspec.json.encode(reply) + b"\n")
@@ -173,40 +180,51 @@ class _Connection:
             await self._writer.drain()
 
 
-def _peer(connection: socket.socket) -> int:
-    """The user at the other end. Without SO_PEERCRED, the folder's mode keeps others out."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return os.getuid()
-    credentials = connection.getsockopt(
-        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-    )
-    _, user, _ = struct.unpack("3i", credentials)
-    return int(user)
+async def _first_of(*futures: asyncio.Future[Any]) -> bool:
+    """Wait for one of the futures, for a second. Returns whether one is done."""
+    done, _ = await asyncio.wait(futures, timeout=BEAT_SECONDS, return_when=FIRST_COMPLETED)
+    return bool(done)
 
 
 # --- where the socket is ----------------------------------------------------------------------
 
 
-def _socket_path(directory: Path) -> Path:
-    """The path at which the node of a directory listens; makes its folder."""
-    path = _possible_paths(directory)[0]
-    with contextlib.suppress(FileExistsError):
-        path.parent.mkdir(mode=0o700)
-    found = path.parent.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{path.parent} is not a folder that only this user can use")
-    return path
+@contextlib.contextmanager
+def _listener(directory: Path) -> Iterator[socket.socket]:
+    """The socket of a directory's node, which has locked the directory. Deleted after the block."""
+    path = directory / SOCKET
+    path.unlink(missing_ok=True)  # of a node that was killed
+    with socket.socket(socket.AF_UNIX) as listener, _short(path) as short:
+        listener.bind(short)
+        try:
+            path.chmod(0o600)
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def _possible_paths(directory: Path) -> list[Path]:
-    """The paths at which the node of a directory may listen, best first."""
-    found = directory.stat()
-    name = f"{found.st_dev:x}-{found.st_ino:x}.sock"
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{found.st_uid}")
-    folders = [runtime / "strongroom"] if os.access(runtime, os.W_OK) else []
-    folders.append(Path(f"/tmp/strongroom-{found.st_uid}"))  # noqa: S108  # its owner is checked
-    paths = [folder / name for folder in folders]
-    return [path for path in paths if len(os.fsencode(path)) <= MAX_PATH_BYTES]
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A path of at most 107 bytes for a socket: if need be, one through a descriptor (on Linux)."""
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def _peer(connection: socket.socket) -> int:
+    """The user at the other end. Without SO_PEERCRED, the directory's mode keeps others out."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return os.geteuid()
+    credentials = connection.getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+    )
+    _, user, _ = struct.unpack("3i", credentials)
+    return int(user)
 
 
 # --- the operator's side ----------------------------------------------------------------------
@@ -232,15 +250,19 @@ class NodeClient:
         """
         request = Request(command.name, command.pack(*args, **kwargs))
         try:
-            self._writer.write(msgspec.json.encode(request) + b"\n")
-            await self._writer.drain()
-            while line := await self._reader.readline():
+            async with asyncio.timeout(SILENT_SECONDS):
+                self._writer.write(msgspec.json.encode(request) + b"\n")
+                await self._writer.drain()
+            while line := await self._line():
                 reply = msgspec.json.decode(line, type=Reply)
                 if reply.end:
                     return
                 if reply.error is not None:
                     raise StrongroomError.from_json(reply.error)
-                yield reply.progress or bytes(reply.item)
+                if reply.progress or reply.item:
+                    yield reply.progress or bytes(reply.item)
+        except TimeoutError:
+            raise _stuck() from None
         except OSError as error:
             raise OwnerUnreachable(
                 f"The connection to the node was lost: {error}.", remedy="strongroom status"
@@ -248,6 +270,17 @@ class NodeClient:
         raise OwnerUnreachable(
             "The node stopped before its answer was complete.", remedy="strongroom status"
         )
+
+    async def _line(self) -> bytes:
+        async with asyncio.timeout(SILENT_SECONDS):
+            return await self._reader.readline()
+
+
+def _stuck() -> OwnerUnreachable:
+    return OwnerUnreachable(
+        f"The node has not answered for {SILENT_SECONDS:g} s: its process is stopped or stuck.",
+        remedy="see the node's log, and start it again",
+    )
 
 
 class DirectoryClient:
@@ -261,7 +294,7 @@ class DirectoryClient:
         self, command: Command[P], /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncGenerator[Any, None]:
         """Run a command, as `NodeClient.request` does."""
-        items = _encoded(command.run(self._directory, command.pack(*args, **kwargs)))
+        items = _encoded(command, self._directory, command.pack(*args, **kwargs))
         self._requests.append(items)
         return items
 
@@ -272,10 +305,18 @@ class DirectoryClient:
         await self._directory.close()
 
 
-async def _encoded(items: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    async with contextlib.aclosing(items):
-        async for item in items:
-            yield item if isinstance(item, Progress) else msgspec.json.encode(item)
+async def _encoded(
+    command: Command[...], node: Administered, arguments: msgspec.Raw
+) -> AsyncGenerator[Any, None]:
+    """Run a command: its items as JSON, and `Progress` in between."""
+    try:
+        async with contextlib.aclosing(command.run(node, arguments)) as items:
+            async for item in items:
+                yield item if isinstance(item, Progress) else msgspec.json.encode(item)
+    except StrongroomError:
+        raise
+    except ValueError as error:  # a value is not allowed
+        raise StrongroomError(f"{error}.", remedy="another value") from error
 
 
 Client = NodeClient | DirectoryClient
@@ -310,16 +351,52 @@ def _checked_directory(settings: StorageSettings) -> Path | None:
             "FAME_STORAGE_DB_DIRECTORY is not set.",
             remedy="--directory data, or FAME_STORAGE_DB_DIRECTORY=data",
         )
-    if directory is not None and not any(directory.glob("*.db" if built_in else "*")):
-        raise SettingsError(
-            f"No node has kept data in {directory}.",
-            remedy="another directory in FAME_STORAGE_DB_DIRECTORY",
-        )
+    if directory is not None:
+        try:
+            names = [path.name for path in directory.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        if not any(name.endswith(".db") or not built_in for name in names):
+            raise SettingsError(
+                f"No node has kept data in {directory}.",
+                remedy="another directory in FAME_STORAGE_DB_DIRECTORY",
+            )
     return directory
 
 
 async def _open_socket(directory: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-    for path in _possible_paths(directory):
-        with contextlib.suppress(OSError):
-            return await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
-    return None
+    """Connect to the node of a directory; None if no node listens.
+
+    Raises:
+        OwnerUnreachable: It is another user's, or does not answer.
+    """
+    path = directory / SOCKET
+    try:
+        with _short(path) as short:
+            async with asyncio.timeout(SILENT_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(short, limit=MAX_LINE_BYTES)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    except TimeoutError:
+        raise _stuck() from None
+    except OSError as error:
+        raise OwnerUnreachable(
+            f"{path} cannot be used: {error.strerror}.", remedy="run it as the node's user"
+        ) from None
+    try:
+        _check_owner(path, _peer(writer.get_extra_info("socket")))
+    except BaseException:
+        writer.close()
+        raise
+    return reader, writer
+
+
+def _check_owner(path: Path, user: int) -> None:
+    """Refuse a socket that a user whom an operator does not trust listens at, or put a link to."""
+    trusted = {0, os.geteuid() or path.parent.stat().st_uid}
+    if user not in trusted or path.is_symlink():
+        whose = "a link" if path.is_symlink() else f"user {user}'s"
+        raise OwnerUnreachable(
+            f"{path} is {whose}, and not of this directory's node. Nothing was sent to it.",
+            remedy=f"run it as the node's user, or remove {path}",
+        )

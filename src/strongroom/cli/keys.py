@@ -17,15 +17,18 @@ from strongroom.cli.output import (
     Json,
     UsageError,
     new_file,
+    read_input,
     request,
+    say,
     show,
     storage_settings,
     write,
 )
 from strongroom.disk.keyfile import read_keystore
-from strongroom.errors import KeystoreMissing, MasterKeyInvalid
-from strongroom.keys.master import new_master_key, read_master_key
+from strongroom.errors import KeystoreMissing, MasterKeyInvalid, NotSupported
+from strongroom.keys.master import MasterKey, key_text, new_master_key, read_master_key
 from strongroom.keys.sheet import read_sheet, write_sheet
+from strongroom.printable import printable
 from strongroom.settings import StorageSettings
 
 key_app = typer.Typer(help="Make, check and rotate keys.", no_args_is_help=True)
@@ -59,7 +62,7 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
     FAME_STORAGE_MASTER_KEY_FILE=master.key strongroom key check --directory data
     """
     settings = storage_settings(directory)
-    master = read_master_key(settings)
+    master = read_master_key(settings, existing=True)
     path = (settings.directory or Path()) / KEYSTORES["encrypted-sqlite"]
     if not path.exists():
         raise KeystoreMissing(
@@ -72,13 +75,8 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
         "fingerprint": master.fingerprint,
         "namespaces": len(keystore.entries),
     }
-    if as_json:
-        write(msgspec.json.encode(found))
-    else:
-        print(
-            f"The master key {master.fingerprint} opens {path.parent}, "
-            f"with {len(keystore.entries)} namespaces."
-        )
+    text = "The master key {fingerprint} opens {directory}, with {namespaces} namespaces."
+    say(found, text, as_json=as_json)
 
 
 @key_app.command()
@@ -90,7 +88,8 @@ def rotate(
         bool, typer.Option("--data", help="Rotate data keys instead of the master key.")
     ] = False,
     new_key_file: Annotated[
-        Path | None, typer.Option(help="A file that holds the new master key.")
+        Path | None,
+        typer.Option(help="A file that holds the new master key; - for standard input."),
     ] = None,
     new_key_command: Annotated[
         str | None, typer.Option(help="A command that prints the new master key.")
@@ -122,8 +121,7 @@ def rotate(
     else:
         text = "The keystore now uses the master key {fingerprint}. "
         text += "Set the new key for the node before you restart it."
-        source = StorageSettings(master_key_file=new_key_file, master_key_command=new_key_command)
-        master = read_master_key(source)
+        master = _new_master(directory, new_key_file, new_key_command)
         items = request(directory, keys.rotate_master, master_key=master.text)
     asyncio.run(show(items, as_json=as_json, text=text.format_map))
 
@@ -160,11 +158,12 @@ def sheet(
         _give("sheet", text, out, as_json=as_json)
         return
     try:
-        text = sys.stdin.read() if str(read) == "-" else read.read_text()
+        text = read_input(read).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise MasterKeyInvalid(
-            f"{read} cannot be read: {error}.", remedy="a sheet that strongroom key sheet wrote"
-        ) from error
+            f"{read} cannot be read: {why}.", remedy="a sheet that strongroom key sheet wrote"
+        ) from None
     _give("key", read_sheet(text) + "\n", out, as_json=as_json)
 
 
@@ -190,6 +189,18 @@ def audit_verify(directory: Directory = None, as_json: Json = False) -> None:
     asyncio.run(show(request(directory, keys.verify_audit), as_json=as_json, text=text))
 
 
+def _new_master(directory: Path | None, file: Path | None, command: str | None) -> MasterKey:
+    found = storage_settings(directory).directory
+    if found is not None and (found / KEYSTORES["sqlite"]).exists():
+        raise NotSupported(  # before the key leaves this process
+            f"{found} is not encrypted, so it has no master key.",
+            remedy="another directory in FAME_STORAGE_DB_DIRECTORY",
+        )
+    if str(file) == "-" and not command:
+        return MasterKey(key_text(read_input(Path("-"))))
+    return read_master_key(StorageSettings(master_key_file=file, master_key_command=command))
+
+
 def _give(name: str, text: str, out: Path | None, *, as_json: bool) -> None:
     """Print a secret, or write it to a new file that only its owner can read."""
     if out is not None:
@@ -199,6 +210,6 @@ def _give(name: str, text: str, out: Path | None, *, as_json: bool) -> None:
         found = {name: text.rstrip("\n")} if out is None else {"path": str(out)}
         write(msgspec.json.encode(found))
     elif out is None:
-        print(text, end="")
+        write(text.encode().removesuffix(b"\n"))
     else:
-        print(f"Wrote {out} (readable only by its owner).", file=sys.stderr)
+        print(f"Wrote {printable(str(out))} (readable only by its owner).", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Finds the class that `strongroom agent` runs, and reports why it cannot be loaded."""
+"""Makes the agent that `strongroom agent` runs, and reports why it cannot be loaded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 
 from strongroom.agents.agent import BaseAgent
 from strongroom.cli.output import UsageError
+from strongroom.errors import StrongroomError
 
 
-def agent_class(which: str) -> type[BaseAgent[Any]]:
-    """The class that `module:Class` names, with modules of the current directory first.
+def load_agent(which: str) -> BaseAgent[Any]:
+    """An agent of the class `module:Class`, with modules of the current directory first.
 
     Raises:
-        UsageError: It cannot be imported, or is not a subclass of BaseAgent.
+        UsageError: It cannot be imported, is not a subclass of BaseAgent, or needs arguments.
     """
     module_name, _, name = which.partition(":")
     sys.path.insert(0, str(Path.cwd()))
@@ -37,7 +38,7 @@ def agent_class(which: str) -> type[BaseAgent[Any]]:
         ) from error
     found = getattr(module, name, None)
     if isinstance(found, type) and issubclass(found, BaseAgent):
-        return found
+        return _made(found, which)
     agents = [
         key
         for key, value in vars(module).items()
@@ -50,6 +51,19 @@ def agent_class(which: str) -> type[BaseAgent[Any]]:
         remedy=" or ".join(f"{module_name}:{key}" for key in near) or "my_module:MyAgent",
         hint="MODULE:CLASS",
     )
+
+
+def _made(found: type[BaseAgent[Any]], which: str) -> BaseAgent[Any]:
+    try:
+        return found()
+    except StrongroomError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{which} cannot be made: {_where(error)}{type(error).__name__}: {error}.",
+            remedy="a class whose constructor needs no argument and raises no error",
+            hint="MODULE:CLASS",
+        ) from error
 
 
 def _where(error: Exception) -> str:

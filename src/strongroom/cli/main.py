@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,11 +18,12 @@ from strongroom import __version__
 from strongroom.admin import health
 from strongroom.agents.agent import Agent
 from strongroom.cli import keys, store
-from strongroom.cli.loading import agent_class
+from strongroom.cli.loading import load_agent
 from strongroom.cli.output import (
     CLICK_USAGE_ERROR,
     Directory,
     Json,
+    UsageError,
     request,
     show,
     without_progress,
@@ -36,10 +39,12 @@ from strongroom.errors import (
 from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.process import run
 from strongroom.nodes.sentinel import Sentinel
+from strongroom.printable import printable
 from strongroom.settings import ATTACH_PATH, DEFAULT_PORT, Settings, StorageSettings
 from strongroom.storage.sqlite.doctor import Finding
 
 INTERNAL_ERROR = 70
+MAX_SECONDS = 365 * 86400
 REMEDIES: dict[type[StrongroomError], str] = {
     # The peer's answer says what was wrong, but not what to do on the command line.
     NoRoute: "strongroom status, which shows what is bound",
@@ -65,6 +70,7 @@ def main() -> None:
     With --json, the line is a JSON object, also for arguments that cannot be understood.
     """
     as_json = "--json" in sys.argv
+    _open_standard_files()
     try:
         sys.exit(app(standalone_mode=not as_json))
     except StrongroomError as error:
@@ -78,6 +84,9 @@ def main() -> None:
     except CLICK_USAGE_ERROR as error:  # only with --json: otherwise Click prints it
         usage = StrongroomError(error.format_message(), remedy="strongroom --help")
         _fail(getattr(error, "error", usage), 2, as_json=as_json)
+    except UnicodeEncodeError:  # Python decodes what is not UTF-8 to lone surrogates
+        text = StrongroomError("An argument is not UTF-8.", remedy="the same in UTF-8")
+        _fail(text, 2, as_json=as_json)
     except Exception as error:
         logging.getLogger("strongroom").debug("", exc_info=True)
         defect = StrongroomError(f"{type(error).__name__}: {error}. This is a defect.")
@@ -85,9 +94,24 @@ def main() -> None:
 
 
 def _fail(error: StrongroomError, status: int, *, as_json: bool) -> NoReturn:
-    shown = msgspec.json.encode(error.as_json()).decode()
-    print(shown if as_json else f"strongroom: error: {error}", file=sys.stderr)
+    shown = (
+        json.dumps(error.as_json(), default=str)
+        if as_json
+        else f"strongroom: error: {printable(str(error).rstrip())}"
+    )
+    print(shown, file=sys.stderr)
     sys.exit(status)
+
+
+def _open_standard_files() -> None:
+    """Give the numbers of closed standard files to /dev/null, so that no store gets them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 @app.callback(invoke_without_command=True)
@@ -120,7 +144,7 @@ def agent(
     \b
     strongroom agent my_agents:Storage --address storage@fame.fabric
     """
-    run(agent_class(which)().aserve(address))
+    run(load_agent(which).aserve(address))
 
 
 @app.command()
@@ -134,7 +158,9 @@ def call(
     stream: Annotated[
         bool, typer.Option("--stream", help="Print the items of a streaming operation.")
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the result.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option(min=0, max=MAX_SECONDS, help="Seconds to wait for the result.")
+    ] = 30.0,
 ) -> None:
     """Call an operation of an agent, and print its result as JSON.
 
@@ -151,6 +177,10 @@ def call(
 async def _call(
     address: str, operation: str, arguments: list[str], timeout: float, *, stream: bool
 ) -> None:
+    if operation.startswith("_"):
+        raise UsageError(
+            f"{operation} is not an operation.", remedy=REMEDIES[UnknownOperation], hint="OPERATION"
+        )
     settings = Settings.from_environment()
     url = settings.admission_url or f"ws://127.0.0.1:{DEFAULT_PORT}{ATTACH_PATH}"
     settings = dataclasses.replace(
@@ -164,7 +194,7 @@ async def _call(
     by_place = []
     for argument in arguments:
         name, equals, text = argument.partition("=")
-        if equals and name.isidentifier():
+        if equals and name.isidentifier() and name not in {"_stream", "_timeout"}:
             named[name] = _json_or_text(text)
         else:
             by_place.append(_json_or_text(argument))
@@ -181,7 +211,7 @@ async def _call(
 def _json_or_text(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text
 
 
@@ -233,5 +263,5 @@ async def _doctor(directory: Path | None, *, as_json: bool) -> int:
         problems += finding.level == "problem"
         where = f"{finding.namespace}: " if finding.namespace else ""
         said = StrongroomError(f"{where}{finding.what}", remedy=finding.remedy)
-        write(item if as_json else f"{finding.level:8} {said}".encode())
+        write(item if as_json else f"{finding.level:8} {printable(str(said))}".encode())
     return problems

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import os
 import re
+import secrets
 import sys
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, ParamSpec
+from typing import Annotated, Any, BinaryIO, ParamSpec, TextIO
 
 import msgspec
 import rich.progress
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from strongroom.admin.command import Command, Progress
 from strongroom.admin.socket import connect
+from strongroom.disk.directory import sync_directory
 from strongroom.errors import StrongroomError
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
+from strongroom.printable import printable
 from strongroom.settings import Settings, StorageSettings
 from strongroom.storage.sqlite.files import file_name
 
@@ -93,29 +99,46 @@ async def show(
         items: What `request` yields.
         as_json: Print each item as it is.
         text: The text of an item, for people. None: print a table.
-        kind: The type that `text` takes.
+        kind: The type that `text` takes. In any other than `Any`, `text` escapes what it prints.
         file: Write here instead of to standard output.
 
     Returns:
         The number of items.
     """
     count, rows = 0, []
-    printed = file is None and sys.stdout.isatty()
+    printed = file is None and sys.stdout is not None and sys.stdout.isatty()
     async with aclosing(without_progress(items, printed=printed)) as shown:
         async for item in shown:
             count += 1
             if as_json:
                 write(item, file)
             elif text is not None:
-                write(text(msgspec.json.decode(item, type=kind)).encode(), file)
+                write(text(_escaped(msgspec.json.decode(item, type=kind))).encode(), file)
             else:
                 rows.append(msgspec.json.decode(item))
     if rows:
         table = Table(*(Column(name, no_wrap=True) for name in rows[0]), box=None, pad_edge=False)
         for row in rows:
             table.add_row(*map(_cell, row.values()))
-        Console(width=WIDE).print(table)
+        drawn = io.StringIO()
+        Console(width=WIDE, file=drawn).print(table)
+        write(drawn.getvalue().removesuffix("\n").encode())
     return count
+
+
+def say(found: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print what was found as JSON, or as a text that names its fields in braces."""
+    line = msgspec.json.encode(found) if as_json else text.format_map(_escaped(found)).encode()
+    write(line)
+
+
+def _escaped(value: Any) -> Any:
+    """What JSON says, with its texts made printable."""
+    if isinstance(value, dict):
+        return {_escaped(name): _escaped(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 async def without_progress(
@@ -147,7 +170,7 @@ class ProgressBar(rich.progress.Progress):
 
     def __init__(self) -> None:
         super().__init__(
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
             rich.progress.TimeRemainingColumn(),
             console=Console(stderr=True),
@@ -161,7 +184,7 @@ class ProgressBar(rich.progress.Progress):
         self.start()
         self.update(
             self._task,
-            description=progress.what,
+            description=printable(progress.what),
             completed=progress.done,
             total=progress.total,
         )
@@ -172,25 +195,77 @@ class ProgressBar(rich.progress.Progress):
             super().stop()
 
 
-def new_file(path: Path) -> BinaryIO:
-    """Make a file that only its owner can read. A file that exists is not overwritten."""
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that only its owner can read. It gets its name when the block has ended without error.
+
+    Until then it has another name in the same directory. A file that exists is not overwritten.
+    """
+    unfinished = path.parent / f".{secrets.token_hex(8)}.new"
+    with _naming(path):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
-        return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        with _naming(path):
+            _link(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def _link(unfinished: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(unfinished)  # a rename would replace a file that was made meanwhile
+    except FileExistsError:
+        raise
+    except OSError:  # this filesystem has no hard links
+        unfinished.rename(path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(
             f"{path} cannot be made: {error.strerror}.", remedy="another name", hint="--out"
         ) from None
 
 
+def read_input(path: Path) -> bytes:
+    """What a file holds, or standard input if the path is `-`."""
+    if str(path) != "-":
+        return path.read_bytes()
+    return standard_input().buffer.read()
+
+
+def standard_input() -> TextIO:
+    """Standard input.
+
+    Raises:
+        UsageError: It is closed.
+    """
+    if sys.stdin is None:
+        raise UsageError("Standard input is closed.", remedy="open it: < FILE")
+    return sys.stdin
+
+
 def write(line: bytes, file: BinaryIO | None = None) -> None:
     """Write a line to a file, or print it at once."""
+    if file is None and sys.stdout is None:
+        raise StrongroomError("Standard output is closed.", remedy="open it: > FILE")
     (file or sys.stdout.buffer).write(line + b"\n")
     if file is None:
         sys.stdout.buffer.flush()
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Text:
     if isinstance(value, int):
-        return f"{value:,}"
-    text = str(value or "")
-    return f"{text[:19]}Z".replace("T", " ") if TIME.match(text) else text
+        return Text(f"{value:,}")
+    text = printable(str(value or ""))
+    return Text(f"{text[:19]}Z".replace("T", " ") if TIME.match(text) else text)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import IO, Annotated, Any
 
 import msgspec
 import typer
 
 from strongroom.admin import records
 from strongroom.admin.command import Progress
-from strongroom.admin.records import ExportedRecord
+from strongroom.admin.records import EMPTY, MAX_VERSION, ExportedRecord
 from strongroom.admin.socket import connect
 from strongroom.cli.output import (
     Directory,
@@ -22,14 +25,18 @@ from strongroom.cli.output import (
     ProgressBar,
     UsageError,
     new_file,
+    read_input,
     request,
+    say,
     show,
+    standard_input,
     storage_settings,
-    write,
 )
 from strongroom.errors import ImportInvalid, InvalidKey
+from strongroom.printable import printable
 from strongroom.storage.records import MAX_VALUE_BYTES
 
+MAX_NUMBER = 2**63 - 1
 BATCH_RECORDS = 500
 BATCH_BYTES = 4 * 1024 * 1024
 
@@ -87,7 +94,9 @@ def put(
     version: Annotated[
         int | None,
         typer.Option(
-            help="The version of its model [default: that of the record it replaces, or 0]."
+            min=0,
+            max=MAX_VERSION,
+            help="The version of its model [default: that of the record it replaces, or 0].",
         ),
     ] = None,
     directory: Directory = None,
@@ -99,10 +108,11 @@ def put(
     strongroom store put notes first '{"text": "Hello"}'
     echo '{"text": "Hello"}' | strongroom store put notes first -
     """
-    text = sys.stdin.read() if value == "-" else value
+    given = standard_input().buffer.read() if value == "-" else os.fsencode(value)
     try:
+        text = given.decode()
         msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"This is not valid JSON: {error}.",
             remedy="""'{"text": "Hello"}', in single quotes""",
@@ -136,7 +146,9 @@ def scan(
     namespace: Namespace,
     prefix: Annotated[str, typer.Option(help="Only keys that begin with this.")] = "",
     after: Annotated[str | None, typer.Option(help="Start after this key.")] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Maximum number of records.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=0, max=MAX_NUMBER, help="Maximum number of records.")
+    ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="Start at the last key.")] = False,
     keys_only: Annotated[bool, typer.Option("--keys-only", help="Print no values.")] = False,
     directory: Directory = None,
@@ -166,7 +178,8 @@ def watch(
     namespace: Namespace,
     prefix: Annotated[str, typer.Option(help="Only keys that begin with this.")] = "",
     after: Annotated[
-        int | None, typer.Option(help="Start after this revision [default: now].")
+        int | None,
+        typer.Option(min=0, max=MAX_NUMBER, help="Start after this revision [default: now]."),
     ] = None,
     directory: Directory = None,
     as_json: Json = False,
@@ -201,30 +214,38 @@ def export(
         return
     with new_file(out) as file:
         count = asyncio.run(show(items, as_json=True, file=file))
-    print(f"Wrote {count} records to {out}, unencrypted.", file=sys.stderr)
+    said = f"Wrote {count} records to {out}, unencrypted."
+    print(printable(said), file=sys.stderr)
 
 
 @app.command(name="import")
 def import_(
     namespace: Namespace,
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="A file that export wrote.")
+        Path,
+        typer.Argument(help="A file that export wrote; - for standard input."),
     ],
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Take an export that was cut, or filtered.")
+    ] = False,
     directory: Directory = None,
     as_json: Json = False,
 ) -> None:
     """Store the records of a file, after checking all of them.
 
+    A pipe is kept in memory meanwhile.
+
     \b
     strongroom store import notes notes.jsonl
+    strongroom store export notes | strongroom store import copy -
     """
-    with file.open("rb") as lines:
-        count = sum(1 for _ in _read(file, lines))
-    stored, replaced = asyncio.run(_import(directory, namespace, file, count))
-    if as_json:
-        write(msgspec.json.encode({"lines": count, "stored": stored, "replaced": replaced}))
-    else:
-        print(f"Stored {stored} records in {namespace}; {replaced} of them replaced others.")
+    with _opened(file) as lines:
+        count = sum(1 for _ in _read(file, lines, partial=partial))
+        lines.seek(0)
+        stored, replaced = asyncio.run(_import(directory, namespace, file, lines, count))
+    found = {"lines": count, "stored": stored, "replaced": replaced}
+    text = f"Stored {{stored}} records in {namespace}; {{replaced}} of them replaced others."
+    say(found, text, as_json=as_json)
 
 
 @app.command()
@@ -243,11 +264,13 @@ def drop(
     strongroom store drop notes --yes
     """
     if not yes:
-        print(
-            f"This deletes all records of {namespace} and the key of its file. Copies of the file "
+        standard_input()  # the answer comes from there
+        name = printable(namespace)
+        typer.echo(
+            f"This deletes all records of {name} and the key of its file. Copies of the file "
             "in backups can then be read only with an older keystore and its master key."
         )
-        typer.confirm(f"Drop {namespace}?", abort=True)
+        typer.confirm(f"Drop {name}?", abort=True)
     items = request(directory, records.drop, namespace=namespace)
     text = "Dropped {namespace} and destroyed its data key.".format_map
     asyncio.run(show(items, as_json=as_json, text=text))
@@ -264,20 +287,21 @@ def _deletion(found: dict[str, Any]) -> str:
 def _line(record: ExportedRecord) -> str:
     """A record for people: its key and value, or that it was deleted."""
     value = "(deleted)" if record.deleted else _value(record)
-    return f"{record.key}\t{value}" if value else record.key
+    key = printable(record.key)
+    return f"{key}\t{value}" if value else key
 
 
 def _value(record: ExportedRecord) -> str:
-    return bytes(record.value).decode() or record.base64 or ""
+    return printable(bytes(record.value).decode() or record.base64 or "")
 
 
 async def _import(
-    directory: Path | None, namespace: str, file: Path, count: int
+    directory: Path | None, namespace: str, file: Path, lines: IO[bytes], count: int
 ) -> tuple[int, int]:
     stored = replaced = 0
-    with file.open("rb") as lines, ProgressBar() as bar:
+    with ProgressBar() as bar:
         async with connect(storage_settings(directory)) as client:
-            for batch in _batches(_read(file, lines)):
+            for batch in _batches(_read(file, lines, partial=True)):
                 async for item in client.request(
                     records.import_, namespace=namespace, records=batch
                 ):
@@ -286,6 +310,20 @@ async def _import(
                     replaced += done["replaced"]
                 bar.show(Progress(namespace, stored, count))
     return stored, replaced
+
+
+def _opened(file: Path) -> IO[bytes]:
+    """The lines of a file, which are read twice: a pipe's are kept in memory."""
+    try:
+        if str(file) != "-" and stat.S_ISREG(file.stat().st_mode):
+            return file.open("rb")
+        return io.BytesIO(read_input(file))
+    except OSError as error:
+        raise UsageError(
+            f"{file} cannot be read: {error.strerror}.",
+            remedy="a file that strongroom store export wrote",
+            hint="FILE",
+        ) from None
 
 
 def _batches(lines: Iterator[tuple[int, ExportedRecord]]) -> Iterator[list[ExportedRecord]]:
@@ -302,17 +340,20 @@ def _batches(lines: Iterator[tuple[int, ExportedRecord]]) -> Iterator[list[Expor
         yield list(batch.values())
 
 
-def _read(file: Path, lines: BinaryIO) -> Iterator[tuple[int, ExportedRecord]]:
+def _read(file: Path, lines: IO[bytes], *, partial: bool) -> Iterator[tuple[int, ExportedRecord]]:
     """The records of an export, each with the length of its line.
 
     Raises:
-        ImportInvalid: A line cannot be read; the message names the line.
+        ImportInvalid: A line cannot be read, or the last one is missing; the message says which.
     """
+    number, more = 0, True
     for number, line in enumerate(lines, start=1):
+        if number == 1 and line.rstrip() == msgspec.json.encode(EMPTY):
+            return
         try:
             record = msgspec.json.decode(line, type=ExportedRecord)
             value = record.write().value
-        except (ValueError, InvalidKey) as error:
+        except (ValueError, InvalidKey, RecursionError) as error:
             raise ImportInvalid(
                 f"Line {number} of {file} cannot be read: {error}. Nothing was stored.",
                 remedy="a file that strongroom store export wrote",
@@ -322,4 +363,10 @@ def _read(file: Path, lines: BinaryIO) -> Iterator[tuple[int, ExportedRecord]]:
                 f"The value in line {number} of {file} is larger than 64 MiB. Nothing was stored.",
                 remedy="the file without this record",
             )
+        more = record.more
         yield len(line), record
+    if more and not partial:
+        raise ImportInvalid(
+            f"{file} was cut after line {number}. Nothing was stored.",
+            remedy="export it again; or --partial, to store the lines that are there",
+        )

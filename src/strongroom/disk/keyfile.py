@@ -7,6 +7,7 @@ new file id and so a new page key, that is renamed over the old one. No connecti
 from __future__ import annotations
 
 import hmac
+import logging
 from pathlib import Path
 
 import apsw
@@ -19,6 +20,8 @@ from strongroom.keys.derive import FileKey, file_key, new_file_id
 from strongroom.keys.keystore import NAMESPACE, KeystoreContents
 from strongroom.keys.master import MasterKey
 from strongroom.threads import Threads
+
+log = logging.getLogger(__name__)
 
 
 class KeystoreFile:
@@ -92,7 +95,11 @@ def _opening_key(path: Path, master: MasterKey) -> FileKey:
     if root:
         key = file_key(root, NAMESPACE, format=header.format, file_id=header.file_id)
         if hmac.compare_digest(key.header.check, header.check):
+            if master.doubt:  # an earlier version took it as a passphrase
+                log.warning("%s is under this passphrase, but: %s", path, master.doubt.what)
             return key
+    if master.doubt:
+        raise master.doubt
     raise WrongMasterKey(
         f"The master key does not open {path}: the data in {path.parent} was stored "
         "under another one. Nothing was changed.",

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import hmac
 import os
-import re
 import secrets
 import shlex
 import subprocess
+import time
 import unicodedata
-from pathlib import Path
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from strongroom.errors import MasterKeyInvalid, MasterKeyMissing
 from strongroom.keys.derive import PASSPHRASE, RANDOM_KEY, salt
+from strongroom.keys.text import damage, decode_key, encode_key
 from strongroom.settings import SECRETS, StorageSettings
 
 MIN_PASSPHRASE = 12
+MAX_BYTES = 64 * 1024
 COMMAND_SECONDS = 30
-_MAKE_ONE = "Make one with: strongroom key new"
+_FORMS = (
+    "32 bytes as 43 characters of base64url or 64 hex digits (strongroom key new makes them), or "
+    f"a passphrase of at least {MIN_PASSPHRASE} characters"
+)
 
 
 class MasterKey:
@@ -30,20 +33,25 @@ class MasterKey:
     MasterKey(passphrase)
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, existing: bool = False) -> None:
         """Take the key as its owner wrote it. It is never padded or shortened.
 
+        Args:
+            text: The key.
+            existing: Take it as a passphrase even if it looks like a damaged key: a keystore that
+                an earlier version made may be under it. `doubt` then says what is wrong with it.
+
         Raises:
-            MasterKeyInvalid: It is not a 32-byte key, and too short for a passphrase.
+            MasterKeyInvalid: It is not a 32-byte key, and too short for a passphrase, or it looks
+                like a damaged key.
         """
-        self._random = _decode(text)
+        self._random = decode_key(text)
+        self.doubt = None if self._random else damage(text)
+        if self.doubt and not (existing and len(text) >= MIN_PASSPHRASE):
+            raise self.doubt
         self._passphrase = unicodedata.normalize("NFC", text)
         if self._random is None and len(self._passphrase) < MIN_PASSPHRASE:
-            raise MasterKeyInvalid(
-                f"The master key has {len(text)} characters. It is 32 bytes as 43 characters of "
-                "base64url or 64 hex digits, or a passphrase of at least "
-                f"{MIN_PASSPHRASE} characters. {_MAKE_ONE}"
-            )
+            raise MasterKeyInvalid(f"The master key has {len(text)} characters.", remedy=_FORMS)
 
     def __repr__(self) -> str:
         return f"MasterKey({'passphrase' if self._random is None else 'random'})"
@@ -94,13 +102,12 @@ def new_master_key() -> str:
     return encode_key(secrets.token_bytes(32))
 
 
-def encode_key(secret: bytes) -> str:
-    """The 32 bytes of a random key as base64url, its usual form."""
-    return base64.urlsafe_b64encode(secret).decode().rstrip("=")
-
-
-def read_master_key(settings: StorageSettings) -> MasterKey:
+def read_master_key(settings: StorageSettings, *, existing: bool = False) -> MasterKey:
     """The master key from the source that the settings name.
+
+    Args:
+        settings: Name the source.
+        existing: The key opens a keystore that exists: see `MasterKey`.
 
     Raises:
         MasterKeyMissing: No source is named.
@@ -114,63 +121,90 @@ def read_master_key(settings: StorageSettings) -> MasterKey:
     named = [name for name, value in sources.items() if value]
     if not named:
         raise MasterKeyMissing(
-            f"The profile {settings.profile} needs a master key. Set FAME_STORAGE_MASTER_KEY, "
-            f"FAME_STORAGE_MASTER_KEY_FILE or FAME_STORAGE_MASTER_KEY_COMMAND. {_MAKE_ONE}"
+            f"The profile {settings.profile} needs a master key, and no variable names one.",
+            remedy="strongroom key new --out master.key, and set "
+            "FAME_STORAGE_MASTER_KEY_FILE=master.key (or FAME_STORAGE_MASTER_KEY or "
+            "FAME_STORAGE_MASTER_KEY_COMMAND)",
         )
     if len(named) > 1:
-        raise MasterKeyInvalid(f"{' and '.join(named)} are set. Keep one of them.")
+        raise MasterKeyInvalid(f"{' and '.join(named)} are set.", remedy="keep one of them")
     try:
-        return MasterKey(_text(settings))
+        return MasterKey(_text(settings), existing=existing)
     except MasterKeyInvalid as error:
-        raise MasterKeyInvalid(f"{named[0]}: {error}") from error.__cause__
+        raise MasterKeyInvalid(f"{named[0]}: {error.what}", remedy=error.remedy) from None
 
 
 def _text(settings: StorageSettings) -> str:
     if settings.master_key_file:
-        return _from_file(settings.master_key_file)
+        path = settings.master_key_file
+        try:
+            with path.open("rb") as file:
+                return key_text(file.read(MAX_BYTES + 1))
+        except OSError as error:
+            raise MasterKeyInvalid(
+                f"{path} cannot be read: {error.strerror}.", remedy="a file that this user can read"
+            ) from None
     if settings.master_key_command:
-        return _from_command(settings.master_key_command)
+        return key_text(_output(settings.master_key_command))
     return settings.master_key or ""
 
 
-def _from_file(path: Path) -> str:
+def key_text(read: bytes) -> str:
+    """The text of a key as a file, standard input or a command gave it, without its last newline.
+
+    Raises:
+        MasterKeyInvalid: It is not UTF-8, or too long.
+    """
+    if len(read) > MAX_BYTES:
+        raise MasterKeyInvalid(f"It has more than {MAX_BYTES:,} bytes.", remedy=_FORMS)
     try:
-        return _without_final_newline(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise MasterKeyInvalid(f"{path} cannot be read: {error}") from error
+        text = read.decode()
+    except UnicodeDecodeError:
+        kind = "UTF-16" if read[:2] in {b"\xff\xfe", b"\xfe\xff"} else "not UTF-8"
+        raise MasterKeyInvalid(
+            f"The master key is {kind}.", remedy="save it again, as UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
 
 
-def _from_command(command: str) -> str:
+def _output(command: str) -> bytes:
+    """What the operator's command prints until it ends. A child of it may keep the pipe open."""
     try:
-        completed = subprocess.run(  # noqa: S603  # the operator's own command, run without a shell
-            shlex.split(command),
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_SECONDS,
-            check=True,
+        program = subprocess.Popen(  # noqa: S603  # run without a shell
+            shlex.split(command) or [""],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # it may hold the key
             env={name: text for name, text in os.environ.items() if name not in SECRETS},
+            bufsize=0,
         )
     except (OSError, ValueError) as error:
-        raise MasterKeyInvalid(f"the command cannot be run: {error}") from error
-    except subprocess.TimeoutExpired as error:
-        raise MasterKeyInvalid(f"the command printed no key within {COMMAND_SECONDS} s") from error
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines()
-        raise MasterKeyInvalid(
-            f"the command ended with status {error.returncode}{': ' + lines[-1] if lines else ''}"
-        ) from error
-    return _without_final_newline(completed.stdout)
+        raise _failed(f"cannot be run: {error}") from None
+    with program:
+        try:
+            output = _read_until_end(program)
+        finally:
+            program.kill()
+    if len(output) > MAX_BYTES:
+        raise _failed(f"printed more than {MAX_BYTES:,} bytes")
+    if program.returncode != 0:
+        raise _failed(f"ended with status {program.returncode}")
+    if not output:
+        raise _failed("printed nothing")
+    return output
 
 
-def _without_final_newline(text: str) -> str:
-    return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
+def _read_until_end(program: subprocess.Popen[bytes]) -> bytes:
+    assert program.stdout is not None
+    os.set_blocking(program.stdout.fileno(), False)
+    deadline, output, running = time.monotonic() + COMMAND_SECONDS, b"", True
+    while running and len(output) <= MAX_BYTES:
+        if time.monotonic() > deadline:
+            raise _failed(f"did not end within {COMMAND_SECONDS} s")
+        running = program.poll() is None
+        output += program.stdout.read(MAX_BYTES) or b""
+        time.sleep(0.01 * running)
+    return output
 
 
-def _decode(text: str) -> bytes | None:
-    """The 32 bytes of a random key in one of its two forms; None for any other text."""
-    if re.fullmatch(r"[0-9a-fA-F]{64}", text):
-        return bytes.fromhex(text)
-    if re.fullmatch(r"[A-Za-z0-9_-]{43}", text):
-        decoded = base64.urlsafe_b64decode(text + "=")
-        return decoded if encode_key(decoded) == text else None
-    return None
+def _failed(how: str) -> MasterKeyInvalid:
+    return MasterKeyInvalid(f"The command {how}.", remedy="run it by hand, as the node's user")

@@ -17,10 +17,12 @@ import re
 
 from strongroom.errors import MasterKeyInvalid
 from strongroom.keys.derive import PASSPHRASE
-from strongroom.keys.master import MasterKey, encode_key
+from strongroom.keys.master import MasterKey
+from strongroom.keys.text import encode_key
 
 _TITLE = "strongroom recovery sheet, version 1"
 _LINE_BYTES = 8
+_AGAIN = "type that line again, as it is on paper"
 _LINE = re.compile(r"\s*(\d+)\s+((?:[0-9a-fA-F]{2,4}\s+)+)([0-9a-fA-F]{4})\s*")
 
 
@@ -45,7 +47,10 @@ def read_sheet(text: str) -> str:
     """
     title = re.search(rf"{_TITLE}: (random key|passphrase), (\d+) bytes", text)
     if title is None:
-        raise MasterKeyInvalid(f"A sheet starts with {_TITLE!r}, its kind and its size.")
+        raise MasterKeyInvalid(
+            "This is not a sheet, or its title is missing.",
+            remedy=f"first the line {_TITLE!r}, with its kind and its size",
+        )
     kind, size = title[1], int(title[2])
     secret, number = b"", 0
     for line in text[title.end() :].splitlines():
@@ -54,16 +59,24 @@ def read_sheet(text: str) -> str:
         number += 1
         part = bytes.fromhex("".join(match[2].split()))
         if int(match[1]) != number:
-            raise MasterKeyInvalid(f"Line {number} of the sheet is missing.")
+            raise MasterKeyInvalid(f"Line {number} of the sheet is missing.", remedy=_AGAIN)
         if match[3].lower() != _checksum(number, part):
-            raise MasterKeyInvalid(f"Line {number} of the sheet does not match its checksum.")
+            raise MasterKeyInvalid(
+                f"Line {number} of the sheet does not match its checksum.", remedy=_AGAIN
+            )
         secret += part
     if len(secret) != size:
         raise MasterKeyInvalid(
             f"The sheet has {len(secret)} bytes of {size}: line {number + 1} is missing or cannot "
-            "be read."
+            "be read.",
+            remedy=_AGAIN,
         )
-    return secret.decode() if kind == "passphrase" else encode_key(secret)
+    try:
+        return MasterKey(
+            secret.decode() if kind == "passphrase" else encode_key(secret), existing=True
+        ).text
+    except UnicodeDecodeError:
+        raise MasterKeyInvalid("The sheet is not of a passphrase.", remedy=_AGAIN) from None
 
 
 def _checksum(number: int, part: bytes) -> str:

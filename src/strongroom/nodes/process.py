@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from strongroom.errors import StrongroomError
+from strongroom.printable import printable
 from strongroom.settings import Settings
 
 T = TypeVar("T")
@@ -66,12 +67,21 @@ def set_up_log(log_level: str | int | None = None) -> None:
     has_handlers = bool(root.handlers or ours.handlers)
     has_levels = root.level != logging.WARNING or ours.level != logging.NOTSET
     if not (has_handlers or has_levels):
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(handlers=[handler])
     elif log_level is None:
         return
     level = log_level if log_level is not None else Settings.from_environment().log_level
     with suppress(ValueError):
         ours.setLevel(level.upper() if isinstance(level, str) else level)
+
+
+class _OneLine(logging.Formatter):
+    """Escapes what peers may have put into a message. A traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return printable(super().formatMessage(record))
 
 
 def notify(state: str) -> None:
@@ -93,7 +103,7 @@ def _errors_as_exit_status() -> Iterator[None]:
     try:
         yield
     except StrongroomError as error:
-        print(f"strongroom: error: {error}", file=sys.stderr)  # noqa: T201 - the last word
+        print(f"strongroom: error: {printable(str(error).rstrip())}", file=sys.stderr)  # noqa: T201 - the last word
         raise SystemExit(error.exit_code) from None
 
 

@@ -143,7 +143,9 @@ class StoreFiles:
             previous = self._settings.previous_master_key
             if previous is None or master is None:
                 raise
-            keystore = await self._threads.run(self._open_keystore, MasterKey(previous))
+            keystore = await self._threads.run(
+                self._open_keystore, MasterKey(previous, existing=True)
+            )
             await keystore.change_master(master, self.clock(), "at the start")
             log.warning(
                 "%s was under the previous master key and is now under the new one",
@@ -161,7 +163,9 @@ class StoreFiles:
         return master
 
     def _read_master_key(self) -> MasterKey | None:
-        return read_master_key(self._settings) if self.encrypts else None
+        if not self.encrypts:
+            return None
+        return read_master_key(self._settings, existing=self.path(KEYSTORE).exists())
 
     def _open_keystore(self, master: MasterKey | None) -> Keystore:
         path = self.path(KEYSTORE)
