@@ -9,15 +9,21 @@ The version of a model is the number of its upgrade functions: each new one rais
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, Generic, TypeVar, get_args
 
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import from_json, to_json
+from pydantic_core.core_schema import ErrorType
 
 from strongroom.errors import RecordInvalid
 from strongroom.storage.records import MAX_VALUE_BYTES, Record, check_value
+from strongroom.storage.roundtrip import difference, has_secret, revealed
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -31,20 +37,35 @@ _PLAIN_TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool}
 _HARMLESS = {"metadata", "validation_alias", "serialization_alias"}
 _LONGEST_INTEGER = 4000  # digits; Pydantic refuses to read more than 4300
 _to_json = msgspec.json.Encoder().encode
+# Pydantic's messages, without those that quote the value or come from a validator of the user
+_SAFE_MESSAGES = set(get_args(ErrorType)) - {
+    *("value_error", "assertion_error", "union_tag_invalid", "get_attribute_error"),
+    *("iteration_error", "mapping_type", "no_such_attribute"),
+}
+_log = logging.getLogger(__name__)
 
 
 class Encoding(Generic[M]):
     """Encodes and decodes the records of one namespace."""
 
-    def __init__(self, model: type[M], namespace: str, upgrade: Sequence[Upgrade] = ()) -> None:
+    def __init__(
+        self,
+        model: type[M],
+        namespace: str,
+        upgrade: Sequence[Upgrade] = (),
+        *,
+        encrypts: bool = True,
+    ) -> None:
         self.model = model
         self._namespace = namespace
         self._upgrade = tuple(upgrade)
+        self._encrypts = encrypts
         self._header = _header(len(self._upgrade))
         adapter = TypeAdapter(model)  # used directly: the methods of BaseModel take twice as long
         self._to_json = adapter.serializer.to_json
         self._from_json = adapter.validator.validate_json
         self._plain = _plain_fields(adapter.core_schema)
+        self._names = frozenset(_field_names(adapter.core_schema))
 
     def encode(self, key: str, value: M) -> bytes:
         """The bytes of `value`. Errors name `key`.
@@ -52,7 +73,8 @@ class Encoding(Generic[M]):
         Raises:
             TypeError: `value` is not an instance of the model itself. One of a subclass is refused
                 too, since the subclass's fields would be lost.
-            RecordInvalid: A field has a value that its type does not allow, or could not be read.
+            RecordInvalid: A field has a value that its type does not allow, or that would be
+                another one when it is read again.
             ValueTooLarge: The record is too large.
         """
         if type(value) is not self.model:
@@ -60,19 +82,9 @@ class Encoding(Generic[M]):
                 f"The store {self._namespace!r} keeps {self.model.__name__}, and {key!r} was to "
                 f"be set to an instance of {type(value).__name__}."
             )
-        try:
-            text = self._plain_json(value) or self._checked_json(value)
-        except PydanticSerializationError as error:
-            raise self._invalid(key, f"cannot be stored: {error}") from error
-        except ValidationError as error:
-            field, reason = _first(error)
-            raise self._invalid(
-                key,
-                f"cannot be stored, as it could not be read again: {field or 'the record'}: "
-                f"{reason}.",
-                remedy=f"a value that {self.model.__name__} allows",
-                field=field,
-            ) from None
+        text = self._plain_json(value)
+        if text is None:
+            text = self._checked_json(key, value)
         data = self._header + text
         check_value(key, data, MAX_VALUE_BYTES)
         return data
@@ -92,15 +104,41 @@ class Encoding(Generic[M]):
             text = _to_json(fields)
         except ValueError:  # not UTF-8, or too many digits: Pydantic has the better message
             return None
-        if len(text) > _LONGEST_INTEGER:
-            self._from_json(text, by_alias=False, by_name=True)
-        return text
+        return text if len(text) <= _LONGEST_INTEGER else None
 
-    def _checked_json(self, value: M) -> bytes:
-        """The JSON of any model, after reading it: Pydantic can write what it cannot read."""
-        text = self._to_json(value, by_alias=False, round_trip=True, warnings="error")
-        self._from_json(text, by_alias=False, by_name=True)
-        return text
+    def _checked_json(self, key: str, value: M) -> bytes:
+        """The JSON of any model, if reading it gives `value` again.
+
+        Errors are raised after the `except`, since Pydantic's own, which quote the value, would
+        otherwise be chained to them.
+        """
+        what = "cannot be stored"
+        try:
+            text = self._written(value)
+            field = difference(value, self._from_json(text, by_alias=False, by_name=True))
+            if field is None:
+                return text
+            reason = "another value would be read back"
+        except ValidationError as error:
+            what = "cannot be stored, as it could not be read again"
+            field, reason = self._first(error)
+        except Exception as error:  # noqa: BLE001  # serialisers and validators of users
+            field, reason = _unwritable(error)
+        raise self._invalid(
+            key,
+            f"{what}: {field or 'the record'}: {reason}.",
+            remedy=f"a value that {self.model.__name__} can write as JSON and read again",
+            field=field or None,
+        )
+
+    def _written(self, value: M) -> bytes:
+        """The JSON of any model, with its secrets: Pydantic would write asterisks."""
+        text: bytes = self._to_json(value, by_alias=False, round_trip=True, warnings="error")
+        if not has_secret(value):
+            return text
+        if not self._encrypts:
+            _warn_plain(self._namespace)
+        return to_json(revealed(value, from_json(text)), inf_nan_mode="constants")
 
     def decode(self, record: Record) -> M:
         """The model in `record`, a new object each time.
@@ -114,31 +152,40 @@ class Encoding(Generic[M]):
         try:
             return self._from_json(data, by_alias=False, by_name=True)  # type: ignore[no-any-return]
         except ValidationError as error:
-            field, reason = _first(error)
-            raise self._invalid(
-                record.key,
-                f"does not fit {self.model.__name__}: {field or 'the record'}: {reason}.",
-                remedy=(
-                    "a default for the field, or a function in upgrade= that brings older records "
-                    "up to date"
-                ),
-                field=field,
-            ) from None
+            field, reason = self._first(error)
+        except Exception as error:  # noqa: BLE001  # a validator of the user
+            field, reason = None, f"a validator raised {type(error).__name__}"
+        raise self._invalid(
+            record.key,
+            f"does not fit {self.model.__name__}: {field or 'the record'}: {reason}.",
+            remedy=(
+                "a default for the field, or a function in upgrade= that brings older records "
+                "up to date"
+            ),
+            field=field,
+        )
 
     def _upgraded(self, record: Record) -> bytes:
         """The JSON of an older record, as the current version of the model stores it."""
         version = self._version(record)
-        data = from_json(record.value[HEADER_BYTES:])
-        for step in range(version, len(self._upgrade)):
-            try:
-                data = self._upgrade[step](data)
-            except Exception as error:
-                raise self._invalid(
-                    record.key,
-                    f"could not be upgraded from version {step} of {self.model.__name__} to "
-                    f"{step + 1}: {type(error).__name__}",
-                ) from error
-        return to_json(data)
+        step = version
+        try:
+            data: Any = from_json(record.value[HEADER_BYTES:])
+            for step in range(version, len(self._upgrade)):
+                function: Callable[[Any], Any] = self._upgrade[step]
+                data = function(data)
+                if inspect.iscoroutine(data):
+                    data.close()
+                    raise TypeError("an upgrade function must not be async")
+            return to_json(data)
+        except Exception as error:  # noqa: BLE001  # users wrote the functions
+            reason = type(error).__name__
+        raise self._invalid(
+            record.key,
+            f"could not be upgraded from version {step} of {self.model.__name__} to {step + 1}: "
+            f"{reason}.",
+            remedy="upgrade= functions that take and return a JSON object",
+        )
 
     def _version(self, record: Record) -> int:
         if len(record.value) < HEADER_BYTES or record.value[0] != FORMAT:
@@ -157,6 +204,22 @@ class Encoding(Generic[M]):
             )
         return version
 
+    def _first(self, error: ValidationError) -> tuple[str | None, str]:
+        """The first invalid field (None: the record as a whole), and what is wrong with it.
+
+        Do not chain `error` to another one: its text contains the value, which must not be logged.
+        A key of a dictionary in the location is a value too.
+        """
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        known = (part if part in self._names else "*" for part in first["loc"])
+        shown = ".".join(
+            str(at) if isinstance(at, int) else name
+            for at, name in zip(first["loc"], map(str, known), strict=True)
+        )
+        if first["type"] in _SAFE_MESSAGES:
+            return shown or None, first["msg"]
+        return shown or None, "its validator refuses the value"
+
     def _invalid(
         self, key: str, what: str, *, remedy: str | None = None, field: str | None = None
     ) -> RecordInvalid:
@@ -173,13 +236,37 @@ def _header(version: int) -> bytes:
     return bytes((FORMAT,)) + version.to_bytes(2)
 
 
-def _first(error: ValidationError) -> tuple[str | None, str]:
-    """The first invalid field (None: the record as a whole), and what is wrong with it.
+@cache
+def _warn_plain(namespace: str) -> None:
+    _log.warning(
+        "Secrets are stored in %r, and this storage profile does not encrypt them.", namespace
+    )
 
-    Do not chain `error` to another one: its text contains the value, which must not be logged.
+
+def _unwritable(error: Exception) -> tuple[str | None, str]:
+    """The field that Pydantic could not write, and the expected type. Its text has the value too.
+
+    The first of each pattern comes before the value.
     """
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return ".".join(map(str, first["loc"])) or None, first["msg"]
+    text = str(error)
+    field = re.search(r"field_name='(\w+)'", text.partition("input_value=")[0])
+    expected = re.search(r"Expected `([^`]*)`", text.partition("input_value=")[0])
+    reason = f"{expected[1]} was expected" if expected else f"{type(error).__name__} in writing it"
+    return field and field[1], reason
+
+
+def _field_names(schema: Any) -> Iterator[str]:
+    """The names of all fields in a core schema, of nested models too."""
+    if isinstance(schema, dict):
+        if isinstance(fields := schema.get("fields"), dict):
+            yield from fields
+        if schema.get("type") == "dataclass-field":
+            yield schema["name"]
+        for part in schema.values():
+            yield from _field_names(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            yield from _field_names(part)
 
 
 def _plain_fields(model: Any) -> dict[str, frozenset[type]] | None:

@@ -45,7 +45,7 @@ class MemoryProvider(StorageProvider):
     async def open(self, namespace: str) -> RecordStore:
         if self._closed:
             raise StoreClosed("The provider is closed.", namespace=namespace)
-        check_namespace(namespace, self._stores)
+        namespace = check_namespace(namespace, self._stores)
         store = self._stores.get(namespace)
         if store is None or store.closed:
             store = self._stores[namespace] = MemoryStore(namespace, self.clock)

@@ -78,6 +78,7 @@ class StorageProvider(ABC):
             InvalidNamespace: The name is not allowed, or differs from another's only in case.
             StoreError: The namespace's file cannot be used.
         """
+        namespace = check_namespace(namespace)
         if namespace.startswith(OWN_PREFIX):
             raise InvalidNamespace(
                 f"{namespace!r} cannot be a namespace: the node's own begin with {OWN_PREFIX!r}.",
@@ -95,9 +96,11 @@ class StorageProvider(ABC):
     async def _open_typed(
         self, model_cls: type[M], namespace: str, upgrade: Sequence[Upgrade] = ()
     ) -> KeyValueStore[M]:
-        check_namespace(namespace, await self.namespaces())
+        namespace = check_namespace(namespace, await self.namespaces())
         records = await self.open(namespace)
-        store = KeyValueStore(records, model_cls, namespace, self.clock, upgrade)
+        store = KeyValueStore(
+            records, model_cls, namespace, self.clock, upgrade, encrypts=self.encrypts
+        )
         self.typed[namespace] = (
             store  # so that `strongroom doctor` can check records against the model
         )

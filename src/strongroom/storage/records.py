@@ -219,12 +219,15 @@ _NAMESPACE = re.compile(r"(__)?[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
-def check_namespace(name: str, others: Iterable[str] = ()) -> None:
-    """Raise InvalidNamespace unless `name` can be a namespace on every platform.
+def check_namespace(name: str, others: Iterable[str] = ()) -> str:
+    """`name` as a plain str. InvalidNamespace unless it can be a namespace on every platform.
 
     Some filesystems do not distinguish `Notes` from `notes`, so a name that differs from one of
     `others` only in case is refused.
     """
+    if not isinstance(name, str):
+        raise InvalidNamespace(f"A namespace is a string; this one is of type {_type(name)}.")
+    name = str.__str__(name)  # of an Enum with str, str() would be another name
     allowed = _NAMESPACE.fullmatch(name)
     if not allowed or name.endswith((".", "_encrypted_value")) or _DEVICE_NAME.fullmatch(name):
         raise InvalidNamespace(
@@ -241,6 +244,7 @@ def check_namespace(name: str, others: Iterable[str] = ()) -> None:
                 f"{name!r} differs only in case from the namespace {other!r}.",
                 remedy=f"{other!r}, or a name that differs in more than case",
             )
+    return name
 
 
 def check_feature(store: RecordStore, feature: Feature, what: str) -> None:
@@ -258,6 +262,8 @@ def expires_at(store: RecordStore, ttl: float | timedelta | None, clock: Clock) 
     if ttl is None:
         return None
     check_feature(store, Feature.TTL, "ttl=")
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float | timedelta):
+        raise TypeError(f"ttl is a number of seconds or a timedelta, and not a {_type(ttl)}.")
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
     if not seconds > 0:
         raise ValueError(f"ttl is {ttl!r}; it must be more than 0 seconds.")
@@ -266,12 +272,13 @@ def expires_at(store: RecordStore, ttl: float | timedelta | None, clock: Clock) 
     return min(clock() + math.ceil(seconds * 1e6), _LAST_TIME)
 
 
-def check_key(key: str) -> None:
-    """Raise InvalidKey unless `key` is a string of 1 to 1024 UTF-8 bytes without NUL."""
+def check_key(key: str) -> str:
+    """`key` as a plain str. InvalidKey unless it has 1 to 1024 UTF-8 bytes without NUL."""
     if type(key) is str and key.isascii() and 0 < len(key) <= MAX_KEY_BYTES and "\0" not in key:
-        return  # nearly every key; the checks below cost more
+        return key  # nearly every key; the checks below cost more
     if not isinstance(key, str):
-        raise InvalidKey(f"A key is a string, but {key!r} is of type {type(key).__name__}.")
+        raise InvalidKey(f"A key is a string; this one is of type {_type(key)}.")
+    key = str.__str__(key)  # of an Enum with str, str() would be another key
     if not key:
         raise InvalidKey("A key must have at least one character; this one is empty.")
     if "\0" in key:
@@ -282,6 +289,11 @@ def check_key(key: str) -> None:
         raise InvalidKey(f"{key!r} contains a lone surrogate, which UTF-8 cannot encode.") from None
     if size > MAX_KEY_BYTES:
         raise InvalidKey(f"{key[:40]!r}… has {size} bytes; keys have at most {MAX_KEY_BYTES}.")
+    return key
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
 
 
 def check_value(key: str, value: bytes, limit: int = MAX_VALUE_BYTES) -> None:

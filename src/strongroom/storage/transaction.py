@@ -6,7 +6,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Generic, Self
 
-from strongroom.errors import StoreClosed
+from strongroom.errors import NotStarted, StoreClosed
 from strongroom.storage.encoding import Encoding, M
 from strongroom.storage.records import Clock, Record, RecordStore, Write, check_key, expires_at
 
@@ -24,11 +24,11 @@ class Transaction(Generic[M]):
         self._clock = clock
         self._read: dict[str, Record | None] = {}
         self._writes: dict[str, Write] = {}
-        self._ended = False
+        self._begun = self._ended = False
 
     async def get(self, key: str) -> M | None:
         """The value of `key`, or what this transaction has written; None if there is none."""
-        self._check(key)
+        key = self._check(key)
         if write := self._writes.get(key):
             record = None if write.value is None else Record(key, write.value, 0, 0, 0)
         else:
@@ -39,16 +39,17 @@ class Transaction(Generic[M]):
 
     async def set(self, key: str, value: M, *, ttl: float | timedelta | None = None) -> None:
         """Store `value` when the transaction ends."""
-        self._check(key)
+        key = self._check(key)
         expires = expires_at(self._records, ttl, self._clock)
         self._writes[key] = Write(key, self._encoding.encode(key, value), expires)
 
     async def delete(self, key: str) -> None:
         """Delete a record when the transaction ends. It need not exist."""
-        self._check(key)
+        key = self._check(key)
         self._writes[key] = Write(key, None)
 
     async def __aenter__(self) -> Self:
+        self._begun = True
         return self
 
     async def __aexit__(
@@ -62,9 +63,14 @@ class Transaction(Generic[M]):
             checks = {key: record.revision if record else 0 for key, record in self._read.items()}
             await self._records.apply(tuple(self._writes.values()), checks=checks)
 
-    def _check(self, key: str) -> None:
+    def _check(self, key: str) -> str:
+        if not self._begun:
+            raise NotStarted(
+                "The transaction has not begun.",
+                remedy="async with store.transaction() as transaction:",
+            )
         if self._ended:
             raise StoreClosed(
                 "The transaction has ended.", remedy="a new one, with store.transaction()"
             )
-        check_key(key)
+        return check_key(key)

@@ -84,9 +84,11 @@ class KeyValueStore(Generic[M]):
         namespace: str,
         clock: Clock = system_clock,
         upgrade: Sequence[Upgrade] = (),
+        *,
+        encrypts: bool = True,
     ) -> None:
         self._records = records
-        self._encoding = Encoding(model, namespace, upgrade)
+        self._encoding = Encoding(model, namespace, upgrade, encrypts=encrypts)
         self._namespace = namespace
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -98,13 +100,13 @@ class KeyValueStore(Generic[M]):
 
     async def get(self, key: str) -> M | None:
         """The value of `key`, a new object each time; None if there is none."""
-        check_key(key)
+        key = check_key(key)
         [record] = await self._records.read((key,))
         return None if record is None else self._encoding.decode(record)
 
     async def entry(self, key: str) -> Entry[M] | None:
         """The value of `key` with its revision and times; None if there is none."""
-        check_key(key)
+        key = check_key(key)
         [record] = await self._records.read((key,))
         return None if record is None else self._entry(record)
 
@@ -128,7 +130,7 @@ class KeyValueStore(Generic[M]):
             RecordInvalid: `value` does not fit its model, or could not be read again.
             RevisionConflict: The record has another revision than `if_revision`.
         """
-        check_key(key)
+        key = check_key(key)
         data = self._encoding.encode(key, value)
         write = Write(key, data, expires_at(self._records, ttl, self._clock), if_revision)
         [revision] = await self._records.apply((write,))
@@ -143,7 +145,7 @@ class KeyValueStore(Generic[M]):
 
     async def update(self, key: str, value: M) -> int:
         """Replace the value of an existing record, which keeps its expiry. Raises KeyMissing."""
-        check_key(key)
+        key = check_key(key)
         data = self._encoding.encode(key, value)
 
         def replace(record: Record | None) -> bytes:
@@ -155,7 +157,7 @@ class KeyValueStore(Generic[M]):
 
     async def delete(self, key: str, *, if_revision: int | None = None) -> bool:
         """Delete a record. Returns whether there was one."""
-        check_key(key)
+        key = check_key(key)
         [revision] = await self._records.apply((Write(key, None, expect=if_revision),))
         return revision != 0
 
@@ -168,7 +170,7 @@ class KeyValueStore(Generic[M]):
         meanwhile. If there is no record it gets a copy of `default`; without a default, KeyMissing
         is raised.
         """
-        check_key(key)
+        key = check_key(key)
         result: M
 
         def change(record: Record | None) -> bytes:
@@ -189,7 +191,7 @@ class KeyValueStore(Generic[M]):
 
     async def list(self, prefix: str = "") -> dict[str, M]:
         """All records whose keys begin with `prefix`, in key order, as of one moment."""
-        _check_range(prefix)
+        prefix = _plain_prefix(prefix)
         page = await self._records.scan(prefix, limit=None, max_bytes=None)
         if Feature.ORDERED not in self._records.features:
             page.records.sort(key=lambda record: record.key)
@@ -241,14 +243,12 @@ class KeyValueStore(Generic[M]):
 
     async def count(self, prefix: str = "") -> int:
         """The number of records whose keys begin with `prefix`."""
-        _check_range(prefix)
+        prefix = _plain_prefix(prefix)
         return await self._records.count(prefix)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, M]:
         """The values of `keys`, in their order. Keys that do not exist are left out."""
-        wanted = list(dict.fromkeys(keys))
-        for key in wanted:
-            check_key(key)
+        wanted = list(dict.fromkeys(map(check_key, keys)))
         records = await self._records.read(wanted)
         return {record.key: self._encoding.decode(record) for record in records if record}
 
@@ -258,18 +258,17 @@ class KeyValueStore(Generic[M]):
         """Store all of `values`, or none. Returns their revisions."""
         check_feature(self._records, Feature.ATOMIC, "set_many()")
         expires = expires_at(self._records, ttl, self._clock)
-        writes = []
-        for key, value in values.items():
-            check_key(key)
-            writes.append(Write(key, self._encoding.encode(key, value), expires))
-        return dict(zip(values, await self._records.apply(writes), strict=True))
+        writes = {}
+        for given, value in values.items():
+            key = check_key(given)
+            writes[key] = Write(key, self._encoding.encode(key, value), expires)
+        revisions = await self._records.apply(tuple(writes.values()))
+        return dict(zip(writes, revisions, strict=True))
 
     async def delete_many(self, keys: Iterable[str]) -> int:
         """Delete all of `keys`, or none. Returns how many records there were."""
         check_feature(self._records, Feature.ATOMIC, "delete_many()")
-        writes = [Write(key, None) for key in dict.fromkeys(keys)]
-        for write in writes:
-            check_key(write.key)
+        writes = [Write(key, None) for key in dict.fromkeys(map(check_key, keys))]
         return sum(revision != 0 for revision in await self._records.apply(writes))
 
     def transaction(self) -> Transaction[M]:
@@ -306,7 +305,7 @@ class KeyValueStore(Generic[M]):
             WatchExpired: `after` is so old that the store has forgotten deletions since then.
         """
         check_feature(self._records, Feature.WATCH, "watch()")
-        _check_range(prefix)
+        prefix = _plain_prefix(prefix)
         since = (await self._records.changes(None)).cursor
         after = since if after is None else after
         walk = since if after == 0 else None
@@ -347,7 +346,10 @@ class KeyValueStore(Generic[M]):
         reverse: bool,
         values: bool = True,
     ) -> AsyncGenerator[Sequence[Record], None]:
-        _check_range(prefix, after)
+        prefix = _plain_prefix(prefix)
+        after = None if after is None else _plain_prefix(after)
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit is {limit}; it must be 0 or more, or None for no limit.")
         if after is not None or reverse:
             check_feature(self._records, Feature.ORDERED, "after= and reverse=")
         left = math.inf if limit is None else limit
@@ -376,7 +378,5 @@ class KeyValueStore(Generic[M]):
         return KeyMissing(f"{self._namespace!r} has no record {key!r}.", remedy="set() or create()")
 
 
-def _check_range(prefix: str, after: str | None = None) -> None:
-    for key in (prefix, after):
-        if key:
-            check_key(key)
+def _plain_prefix(prefix: str) -> str:
+    return "" if prefix == "" else check_key(prefix)

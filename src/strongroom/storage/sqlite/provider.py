@@ -84,6 +84,7 @@ class SqliteProvider(StorageProvider):
         return sorted(self.files.keystore.entries)
 
     async def drop(self, namespace: str) -> None:
+        namespace = str.__str__(namespace)  # an Enum with str would name another file
         if namespace == NODE_META:
             raise InvalidNamespace(f"{NODE_META} belongs to the node, and cannot be dropped.")
         async with self._rotating, self._changing, self._marking:
@@ -181,7 +182,7 @@ class SqliteProvider(StorageProvider):
     async def _open(self, namespace: str) -> SqliteStore:
         entry = self.files.keystore.entries.get(namespace)
         if entry is None:
-            check_namespace(namespace, self.files.keystore.entries)
+            namespace = check_namespace(namespace, self.files.keystore.entries)
             if namespace.lower() == KEYSTORE:
                 raise InvalidNamespace(f"{namespace} is the name of the keystore.")
             if namespace in self.files.watermarks:  # a kill interrupted its drop
