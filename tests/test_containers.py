@@ -60,15 +60,15 @@ def test_a_node_is_healthy_only_while_it_answers(example: Example) -> None:
     assert waits["agent"] == {"sentinel": {"condition": "service_healthy"}}
     assert waits["client"] == {"agent": {"condition": "service_healthy"}}
     example.make("start")
-    assert _is_healthy("sentinel", example.port)
-    assert _is_healthy("agent", example.port)
+    assert _is_healthy("sentinel", example)
+    assert _is_healthy("agent", example)
     os.kill(example.pid("agent"), signal.SIGTERM)
     while "agent: does not run" not in example.make("status"):
         pass
-    assert _is_healthy("sentinel", example.port)
-    assert not _is_healthy("agent", example.port)
+    assert _is_healthy("sentinel", example)
+    assert not _is_healthy("agent", example)
     example.make("stop")
-    assert not _is_healthy("sentinel", example.port)
+    assert not _is_healthy("sentinel", example)
 
 
 def test_no_secret_gets_into_the_build() -> None:
@@ -99,8 +99,11 @@ def _dockerfile() -> str:
     return (EXAMPLE / "Dockerfile").read_text()
 
 
-def _is_healthy(name: str, port: int) -> bool:
+def _is_healthy(name: str, example: Example) -> bool:
     """Run a service's health check on this machine, where the sentinel has another port."""
+    port = example.port
+    lines = (example.home / f"config/.env.{name}").read_text().splitlines()
+    from_file = dict(line.split("=", 1) for line in lines)
     kind, program, *arguments = SERVICES[name]["healthcheck"]["test"]
     assert kind == "CMD"
     url = SERVICES[name]["environment"].get("FAME_DIRECT_ADMISSION_URL", "")
@@ -110,6 +113,7 @@ def _is_healthy(name: str, port: int) -> bool:
             *(argument.replace(":8000/", f":{port}/") for argument in arguments),
         ],
         env=os.environ
+        | from_file
         | {"FAME_DIRECT_ADMISSION_URL": url.replace("//sentinel:8000", f"//127.0.0.1:{port}")},
         capture_output=True,
         timeout=30,
