@@ -35,6 +35,12 @@ HEADER_BYTES = 3
 
 _PLAIN_TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool}
 _HARMLESS = {"metadata", "validation_alias", "serialization_alias"}
+# In a core schema of these types alone, no value can be a secret.
+_WITHOUT_SECRETS = {
+    *("model", "model-fields", "model-field", "default", "nullable", "definitions"),
+    *("str", "int", "bool", "float", "bytes", "none", "literal", "enum", "uuid"),
+    *("date", "datetime", "time", "timedelta", "list", "dict", "tuple", "set", "frozenset"),
+}
 _LONGEST_INTEGER = 4000  # digits; Pydantic refuses to read more than 4300
 _to_json = msgspec.json.Encoder().encode
 # Pydantic's messages, without those that quote the value or come from a validator of the user
@@ -66,6 +72,7 @@ class Encoding(Generic[M]):
         self._from_json = adapter.validator.validate_json
         self._plain = _plain_fields(adapter.core_schema)
         self._names = frozenset(_field_names(adapter.core_schema))
+        self._may_have_secrets = not _types_in(adapter.core_schema) <= _WITHOUT_SECRETS
 
     def encode(self, key: str, value: M) -> bytes:
         """The bytes of `value`. Errors name `key`.
@@ -134,7 +141,7 @@ class Encoding(Generic[M]):
     def _written(self, value: M) -> bytes:
         """The JSON of any model, with its secrets: Pydantic would write asterisks."""
         text: bytes = self._to_json(value, by_alias=False, round_trip=True, warnings="error")
-        if not has_secret(value):
+        if not (self._may_have_secrets and has_secret(value)):
             return text
         if not self._encrypts:
             _warn_plain(self._namespace)
@@ -267,6 +274,14 @@ def _field_names(schema: Any) -> Iterator[str]:
     elif isinstance(schema, list | tuple):
         for part in schema:
             yield from _field_names(part)
+
+
+def _types_in(schema: Any) -> set[str]:
+    """The types of all parts of a core schema."""
+    if isinstance(schema, dict):
+        own = {schema["type"]} if isinstance(schema.get("type"), str) else set()
+        return own.union(*map(_types_in, schema.values()))
+    return set().union(*map(_types_in, schema)) if isinstance(schema, list | tuple) else set()
 
 
 def _plain_fields(model: Any) -> dict[str, frozenset[type]] | None:

@@ -6,17 +6,19 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Iterable
-from datetime import datetime, time
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
 SECRETS = (Secret, SecretBytes, SecretStr)
 _MISSING = object()
-_LEAVES = frozenset({str, int, bool, bytes, type(None)})  # most values; the rest is slower
+_LEAVES = frozenset({str, int, bool, bytes, date, timedelta, UUID, type(None)})
+"""Types of which equal values are the same; the rest is slower."""
 
 
 def difference(given: Any, read: Any) -> str | None:  # noqa: PLR0911  # one for each kind
@@ -29,7 +31,11 @@ def difference(given: Any, read: Any) -> str | None:  # noqa: PLR0911  # one for
         return ""
     if type(given) in _LEAVES:
         return None if given == read else ""
+    if type(given) is datetime or type(given) is float:
+        return None if _same(given, read) else ""
     if isinstance(given, BaseModel):
+        if _has_only_fields(given) and _has_only_fields(read):
+            return _first(vars(given), vars(read))
         return _first(_parts(given), _parts(read))
     if dataclasses.is_dataclass(given):
         names = [field.name for field in dataclasses.fields(given)]
@@ -46,15 +52,16 @@ def difference(given: Any, read: Any) -> str | None:  # noqa: PLR0911  # one for
 
 def _same(given: Any, read: Any) -> bool:  # noqa: PLR0911  # one for each kind
     match given:
-        case Enum():
-            return given is read
+        case float() if given == read and given:
+            return True
         case float():
             if math.isnan(given):
                 return math.isnan(read)
             return bool(given == read) and math.copysign(1, given) == math.copysign(1, read)
         case datetime() | time():  # reading makes a fixed offset of a zone
-            local = given.replace(tzinfo=None) == read.replace(tzinfo=None)
-            return bool(local and given.utcoffset() == read.utcoffset())
+            return bool(given == read) and given.utcoffset() == read.utcoffset()
+        case Enum():
+            return given is read
         case Decimal():
             return bool(given.as_tuple() == read.as_tuple())
         case set() | frozenset():
@@ -65,6 +72,11 @@ def _same(given: Any, read: Any) -> bool:  # noqa: PLR0911  # one for each kind
     if compares is object.__eq__ and hasattr(given, "__dict__"):
         return difference(vars(given), vars(read)) is None
     return bool(given == read)
+
+
+def _has_only_fields(model: BaseModel) -> bool:
+    is_plain = not (model.__pydantic_private__ or model.__pydantic_extra__)
+    return is_plain and vars(model).keys() == type(model).__pydantic_fields__.keys()
 
 
 def _parts(model: BaseModel) -> dict[str, Any]:
@@ -83,7 +95,10 @@ def _attributes(value: Any, names: Iterable[str]) -> dict[str, Any]:
 
 def _first(given: dict[str, Any], read: dict[str, Any]) -> str | None:
     for name, part in given.items():
-        inner = difference(part, read.get(name, _MISSING))
+        other = read.get(name, _MISSING)
+        if type(part) is type(other) and type(part) in _LEAVES and part == other:
+            continue  # most fields, without a call
+        inner = difference(part, other)
         if inner is not None:
             return f"{name}.{inner}".rstrip(".")
     return None
