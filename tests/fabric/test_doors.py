@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -34,6 +35,7 @@ async def get(hub: Sentinel, path: str, *headers: str) -> int:
     writer.write("\r\n".join(lines).encode())
     answer = await reader.readline()
     writer.close()
+    await writer.wait_closed()
     return int(answer.split()[1])
 
 
@@ -89,6 +91,7 @@ async def test_an_id_that_no_node_can_have_is_refused_before_anything_is_logged(
         writer.write("\r\n".join(lines).encode())
         assert b"101" not in await reader.readline()
         writer.close()
+        await writer.wait_closed()
         assert child not in caplog.text
 
 
@@ -142,15 +145,13 @@ async def test_processes_of_other_users_are_not_admitted(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_ones_own_processes_are_recognised(host: str) -> None:
-    server = await asyncio.start_server(lambda *_: None, host, 0)
-    here = server.sockets[0].getsockname()
-    _, writer = await asyncio.open_connection(host, here[1])
-    peer = writer.get_extra_info("sockname")
-    assert is_own_process(peer[:2], here[:2])
-    assert not is_own_process((host, 1), here[:2])  # nobody has this port
-    writer.close()
-    server.close()
+def test_ones_own_processes_are_recognised(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        here = server.getsockname()[:2]
+        with socket.create_connection(here) as client, server.accept()[0]:
+            assert is_own_process(client.getsockname()[:2], here)
+            assert not is_own_process((host, 1), here)  # nobody has this port
 
 
 @pytest.mark.parametrize(
