@@ -62,6 +62,7 @@ def test_values_survive_a_kill_of_the_agent(example: Example) -> None:
     assert example.total() == 2
 
 
+@pytest.mark.slow
 def test_a_sentinel_that_was_killed_comes_back_with_its_routes(example: Example) -> None:
     example.make("start")
     assert example.total() == 1
@@ -70,6 +71,7 @@ def test_a_sentinel_that_was_killed_comes_back_with_its_routes(example: Example)
     assert example.total() == 2
 
 
+@pytest.mark.slow
 def test_start_never_replaces_a_key_and_init_always_does(example: Example) -> None:
     example.make("start")
     example.make("stop")
@@ -84,6 +86,7 @@ def test_start_never_replaces_a_key_and_init_always_does(example: Example) -> No
     assert contents(example.home / "data") == before
 
 
+@pytest.mark.slow
 def test_init_keeps_the_former_key_and_says_how_to_go_back_to_it(example: Example) -> None:
     assert "The former key" not in example.make("init")
     example.make("start")

@@ -12,11 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TYPED = ROOT / "tests" / "typed"
-EXAMPLES = sorted(
-    file
-    for file in ROOT.glob("examples/*/*.py")
-    if file.name != "launch.py"  # no user writes it
-)
+EXAMPLES = sorted(ROOT.glob("examples/*/*.py"))
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
 

@@ -49,6 +49,7 @@ def shell(command: str, given: bytes = b"", **more: Any) -> subprocess.Completed
     return done
 
 
+@pytest.mark.slow
 def test_what_a_terminal_would_obey_is_escaped_for_people_and_exact_in_json() -> None:
     value = json.dumps({"text": HOSTILE}, ensure_ascii=False)
     key = f"$'{HOSTILE}'".replace("\x1b", "\\x1b").replace("\n", "\\n")

@@ -55,6 +55,7 @@ def test_narrow_errors_have_exit_codes_of_their_own() -> None:
     assert not {2, 70, 130} & {kind.exit_code for kind in own}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", ["keys.md", pytest.param("after-a-leak.md", marks=pytest.mark.slow)]
 )

@@ -91,6 +91,7 @@ def run(
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_an_agent_is_run_called_and_looked_after(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -189,7 +189,7 @@ async def test_many_calls_at_once_at_least_once_cost_nobody_the_link(number: int
         assert {each.link for each in hub.children.links} == links
 
 
-@pytest.mark.parametrize("number", [120, 500])
+@pytest.mark.parametrize("number", [120, pytest.param(500, marks=pytest.mark.slow)])
 async def test_many_streams_cancelled_in_one_turn_cost_nobody_the_link(number: int) -> None:
     async with sentinel() as hub, fabric(hub) as node, fabric(hub) as client:
         await node.serve(Probe(), ADDRESS)

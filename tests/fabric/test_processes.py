@@ -56,6 +56,7 @@ async def test_a_killed_agent_interrupts_its_calls_at_once_and_returns_as_itself
             assert await remote.increase() == 2
 
 
+@pytest.mark.slow
 async def test_a_sentinel_comes_back_with_its_id_and_routes(tmp_path: Path) -> None:
     hub, agent = Program("sentinel.py", tmp_path), Program("agent.py", tmp_path)
     port = free_port()

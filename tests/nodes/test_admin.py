@@ -262,6 +262,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_a_node_that_is_stuck_is_reported_after_some_seconds(
     settings: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

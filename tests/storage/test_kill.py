@@ -110,6 +110,7 @@ async def create_forever(directory: Path) -> None:
         await provider.get_kv_store(Item, f"made-{number}")
 
 
+@pytest.mark.slow
 def test_a_kill_while_directory_and_namespaces_are_made_leaves_what_opens(tmp_path: Path) -> None:
     begun = [
         kill_while_creating(tmp_path / str(number), random.uniform(0, 0.1)) for number in range(8)
