@@ -99,7 +99,7 @@ def metadata(built: Path) -> Message:
 def test_every_link_on_the_package_s_page_leads_out_of_it(built: Path) -> None:
     page = str(metadata(built).get_payload())
     links = re.findall(r"\]\(([^)]+)\)", page)
-    assert f"{REPOSITORY}/blob/main/docs/store.md" in links
+    assert f"{REPOSITORY}/blob/main/docs/quickstart.md" in links
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
     own = [link.partition("/blob/main/")[2] for link in links if link.startswith(REPOSITORY)]
     assert [path for path in own if not (ROOT / path).exists()] == []
