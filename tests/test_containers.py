@@ -41,7 +41,7 @@ def test_each_node_has_its_part_of_data_and_its_variables(example: Example) -> N
         assert len(SERVICES[name]["volumes"]) == 1
         assert stat.S_IMODE((example.home / source).stat().st_mode) == 0o700
         variables = (example.home / SERVICES[name]["env_file"]).read_text()
-        directory = PurePosixPath(target).relative_to("/work")  # where the programs run
+        directory = PurePosixPath(target).relative_to("/app")  # where the programs run
         assert f"FAME_STORAGE_DB_DIRECTORY={directory}\n" in variables
     assert "MASTER_KEY" not in (example.home / SERVICES["client"]["env_file"]).read_text()
     assert "volumes" not in SERVICES["client"]

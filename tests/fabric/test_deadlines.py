@@ -383,3 +383,38 @@ async def test_a_call_whose_link_breaks_ends_at_once(network: MemoryNetwork) -> 
         with pytest.raises(CallInterrupted):
             await call
         assert now() - begun < 0.1
+
+
+@in_virtual_time
+async def test_a_sentinel_that_stops_while_messages_wait_leaves_nothing_that_fails_later(
+    network: MemoryNetwork,
+) -> None:
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    storage = await open_provider(StorageSettings())
+    known = Settings(node_id="hub", listener_port=7)
+    settings = Settings(admission_url="ws://memory:7/fame/x")
+    async with Sentinel(known, storage=storage), Fabric(settings) as node:
+        await node.serve(Probe(), ADDRESS)
+    async with Sentinel(known, storage=storage), Fabric(settings) as client:
+        call = asyncio.create_task(Probe.remote(ADDRESS, fabric=client).echo())
+        await asyncio.sleep(1)
+    with pytest.raises(CallInterrupted):
+        await call
+    await asyncio.sleep(20)
+    assert failures == []
+
+
+@in_virtual_time
+async def test_of_two_new_links_for_a_node_whose_old_one_is_dead_one_is_admitted(
+    network: MemoryNetwork,
+) -> None:
+    async with sentinel() as hub:
+        old = await attached(network, hub.port)
+        old.link.peer.is_silent = True
+        links = [network.raw_child(hub.port) for _ in range(2)]
+        for link in links:
+            link.say({"type": "NodeAttach", "systemId": "raw"}, corrId="a")
+        answers = [(await link.hear("NodeAttachAck"))["frame"]["ok"] for link in links]
+        assert sorted(answers) == [False, True]
+        assert len([each for each in hub.children.links if each.system_id == "raw"]) == 1

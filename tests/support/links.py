@@ -83,11 +83,14 @@ class MemoryLink(Loopback):
         return not (self.is_silent or self.closed.is_set())
 
     def close(self, code: int = 1000, reason: str = "normal closure") -> None:
+        self._loop.call_soon(self._end, f"{reason} ({code})")  # after what was sent
+
+    def _end(self, reason: str) -> None:
         for end in (self, self.peer):
             if not end.closed.is_set():
                 end.closed.set()
                 if end.receiver is not None:
-                    end._loop.call_soon(end.receiver.on_closed, f"{reason} ({code})")
+                    end.receiver.on_closed(reason)
 
 
 class MemoryNetwork:

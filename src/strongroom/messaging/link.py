@@ -37,6 +37,16 @@ _picows_log = logging.getLogger("strongroom.picows")
 _picows_log.setLevel(logging.CRITICAL)
 
 
+_OPTIONS: dict[str, Any] = {
+    "websocket_handshake_timeout": CONNECT_SECONDS,
+    "logger_name": _picows_log,
+    "enable_auto_ping": True,
+    "auto_ping_idle_timeout": PING_SECONDS,
+    "auto_ping_reply_timeout": PING_SECONDS,
+    "max_frame_size": MAX_MESSAGE,
+}
+"""What picows is asked for at both ends of a link."""
+
 _REMEDIES: dict[HTTPStatus, str] = {
     HTTPStatus.UNAUTHORIZED: "the sentinel's FAME_ADMISSION_TOKEN",
     HTTPStatus.FORBIDDEN: "the sentinel's address, or FAME_ALLOWED_HOSTS at the sentinel",
@@ -329,12 +339,7 @@ async def dial(url: str, token: str | None = None) -> Link:
             lambda: Link(url),
             url,
             extra_headers=headers,
-            websocket_handshake_timeout=CONNECT_SECONDS,
-            logger_name=_picows_log,
-            enable_auto_ping=True,
-            auto_ping_idle_timeout=PING_SECONDS,
-            auto_ping_reply_timeout=PING_SECONDS,
-            max_frame_size=MAX_MESSAGE,
+            **_OPTIONS,
             max_redirects=0,  # a redirect would carry the token elsewhere
         )
     except picows.WSInvalidStatusError as error:
@@ -384,12 +389,7 @@ async def listen(host: str, port: int, listener: Listener) -> asyncio.Server:
             upgrade,
             host,
             port,
-            websocket_handshake_timeout=CONNECT_SECONDS,
-            logger_name=_picows_log,
-            enable_auto_ping=True,
-            auto_ping_idle_timeout=PING_SECONDS,
-            auto_ping_reply_timeout=PING_SECONDS,
-            max_frame_size=MAX_MESSAGE,
+            **_OPTIONS,
         )
     except OSError as error:
         raise ListenFailed(

@@ -35,14 +35,8 @@ class _Group:
         self._places: dict[str, tuple[bool, int]] = {}
         self._reasons: dict[str, int] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._places)
-
     def __len__(self) -> int:
         return len(self._places)
-
-    def __contains__(self, system_id: str) -> bool:
-        return system_id in self._places
 
     def add(self, child: ChildNames) -> None:
         """Add a child, or count one more reason for which it is here."""

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import msgspec
 from pydantic import BaseModel
@@ -34,6 +33,7 @@ from strongroom.messaging.envelope import (
 from strongroom.messaging.flow import Release
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender
+from strongroom.nodes.background import BackgroundTasks
 
 if TYPE_CHECKING:
     from strongroom.storage.provider import StorageProvider
@@ -100,7 +100,7 @@ class AtLeastOnce(AtMostOnce):
         self._room = asyncio.Semaphore(MAX_UNSETTLED)
         self._storing: set[str] = set()
         self._unfinished: list[Envelope] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks("a message was not delivered")
 
     @classmethod
     async def open(cls, sender: Sender, provider: StorageProvider) -> Self:
@@ -125,7 +125,8 @@ class AtLeastOnce(AtMostOnce):
         sending = [entry.task for entry in self._unsettled.values() if entry.task is not None]
         for task in sending:
             task.cancel()
-        await asyncio.gather(*sending, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*sending, return_exceptions=True)
+        await self._tasks.finish()
 
     # --- sending ---
 
@@ -157,10 +158,7 @@ class AtLeastOnce(AtMostOnce):
         self._room.release()
         if entry.task is not None:
             entry.task.cancel()
-        self._spawn(self._forget(message_id))
-
-    async def _forget(self, message_id: str) -> None:
-        await self._outbox.delete(message_id)
+        self._tasks.start(self._outbox.delete(message_id))
 
     def _keep_sending(self, entry: _Unsettled, *, at_once: bool) -> None:
         self._unsettled[entry.envelope.id] = entry
@@ -216,7 +214,7 @@ class AtLeastOnce(AtMostOnce):
         """Store a message, acknowledge it and run it, or repeat the answer that it had."""
         is_stream = envelope.rtype & ReplyType.STREAM
         if envelope.rtype & ReplyType.ACK and not is_stream:
-            self._spawn(self._receive(runner, handler, envelope, data, release))
+            self._tasks.start(self._receive(runner, handler, envelope, data, release))
         else:
             super().receive(runner, handler, envelope, data, release)
 
@@ -256,16 +254,6 @@ class AtLeastOnce(AtMostOnce):
             self._unfinished.remove(envelope)
             if isinstance(envelope.frame, Data):
                 runner.start(handler, envelope, envelope.frame, _nothing_to_release)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a message was not delivered", exc_info=task.exception())
 
 
 def _decoded(key: str, text: str) -> Envelope | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from itertools import chain
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from strongroom.admission.door import has_token, is_own_process, refusal_of_request
 from strongroom.admission.handshake import check_may_listen, refusal
-from strongroom.errors import CallError, FabricError, InvalidAddress, NoRoute, StreamStalled
+from strongroom.errors import FabricError, InvalidAddress, NoRoute, StreamStalled
 from strongroom.messaging.address import Address, is_address, new_id, source_id
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.envelope import (
@@ -37,26 +37,24 @@ from strongroom.messaging.envelope import (
     NodeAttachAck,
     NodeHeartbeat,
     NodeHeartbeatAck,
-    ReplyType,
 )
 from strongroom.messaging.flow import Channel, Release, ends_flow
 from strongroom.messaging.link import Link, listen
 from strongroom.messaging.routes import ChildNames, Routes
-from strongroom.messaging.rpc import read_response
 from strongroom.messaging.sender import NodeEvents, WayOut
+from strongroom.nodes.background import BackgroundTasks
+from strongroom.nodes.child_link import CallUnderWay, ChildLink
 from strongroom.settings import Settings
 
 if TYPE_CHECKING:
     from strongroom.storage.provider import StorageProvider
     from strongroom.storage.typed import KeyValueStore
 
-ATTACH_SECONDS = 10.0
 RETURN_SECONDS = 10.0
 """Seconds after the start for which messages wait for children that the last run knew."""
 PROBE_SECONDS = 2.0
 """Seconds for which we wait for the old link of a node that attaches again."""
 MAX_CHILDREN = 4096
-MAX_CALLS_UNDER_WAY = 65536
 ROUTE_LIFETIME = timedelta(days=7)
 
 log = logging.getLogger(__name__)
@@ -71,15 +69,6 @@ class Route(BaseModel):
     expires: datetime
 
 
-class _Call(NamedTuple):
-    """What is needed to tell a caller that its call was cut off."""
-
-    request_id: str
-    reply_to: str
-    trace_id: str | None
-    is_stream: bool
-
-
 class _Waiting(NamedTuple):
     """A message for a child that has not bound its addresses since the sentinel's restart."""
 
@@ -89,72 +78,8 @@ class _Waiting(NamedTuple):
     release: Release
 
 
-class ChildLink:
-    """The link of one child, and the calls under way to it."""
-
-    def __init__(self, children: Children, link: Link) -> None:
-        self._children = children
-        self.link = link
-        self.system_id: str | None = None
-        self.under_way: dict[str, _Call] = {}
-        self.channel = Channel(link, self)
-        self._deadline = asyncio.get_running_loop().call_later(ATTACH_SECONDS, self._give_up)
-
-    def on_attached(self, system_id: str) -> None:
-        """The handshake has succeeded."""
-        self.system_id = system_id
-        self._deadline.cancel()
-
-    def _give_up(self) -> None:
-        self.link.close(1008, "no NodeAttach came")
-
-    def on_envelope(
-        self, _channel: Channel, envelope: Envelope, data: bytes, release: Release
-    ) -> None:
-        """(ChannelOwner) Route a message, or answer a control frame."""
-        if isinstance(envelope.frame, Data | DeliveryAck) and self.system_id is not None:
-            self._children.route(self, envelope, data, release)
-        else:
-            release()
-            self._children.control(self, envelope)
-
-    def on_channel_closed(self, _channel: Channel, reason: str) -> None:
-        """(ChannelOwner) The child is gone."""
-        self._deadline.cancel()
-        self._children.on_child_lost(self, reason)
-
-    def record_request(self, envelope: Envelope) -> None:
-        """Remember a message to this child, if it is a call."""
-        if not envelope.rtype & (ReplyType.REPLY | ReplyType.STREAM):
-            return
-        if envelope.corr_id is None or envelope.reply_to is None:
-            return
-        if len(self.under_way) >= MAX_CALLS_UNDER_WAY:
-            del self.under_way[next(iter(self.under_way))]
-        is_stream = bool(envelope.rtype & ReplyType.STREAM)
-        call = _Call(envelope.id, envelope.reply_to, envelope.trace_id, is_stream)
-        self.under_way[envelope.corr_id] = call
-
-    def record_answer(self, envelope: Envelope) -> None:
-        """Forget the call that a message from this child ends."""
-        call = self.under_way.get(envelope.corr_id or "")
-        if call is None or envelope.to != call.reply_to:
-            return
-        if not call.is_stream or _ends_stream(envelope):
-            del self.under_way[envelope.corr_id or ""]
-
-
 def _stored(child: ChildNames) -> dict[str, list[str]]:
     return {address: list(known) for address, known in child.addresses.items()}
-
-
-def _ends_stream(envelope: Envelope) -> bool:
-    if not isinstance(envelope.frame, Data) or ends_flow(envelope):
-        return True
-    try:
-        return read_response(envelope.frame.payload).value() is None
-    except (msgspec.MsgspecError, CallError, RecursionError):
-        return True
 
 
 class Children(WayOut):
@@ -178,10 +103,11 @@ class Children(WayOut):
         self._epoch = new_id()
         self._attached: dict[str, ChildLink] = {}
         self._routes = Routes(bindings.path)
-        self._writes: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks("a change of children or their routes failed")
         self._server: asyncio.Server | None = None
         self._loop = asyncio.get_running_loop()
         self._started = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
         self._returning: dict[str, list[_Waiting]] = {}
         self._returned: set[str] = set()
         self._away: dict[str, float] = {}
@@ -219,28 +145,26 @@ class Children(WayOut):
         self._server = await listen(host, port, self)
         self.port = self._server.sockets[0].getsockname()[1]
         self._started = self._loop.time()
-        self._loop.call_later(RETURN_SECONDS, self._stop_waiting)
+        self._timer = self._loop.call_later(RETURN_SECONDS, self._stop_waiting)
         log.info("%s listens on %s port %d", self._bindings.path, host, self.port)
 
     async def stop(self) -> None:
         """Close the listener and all links, and finish what is being stored."""
         if self._server is not None:
             self._server.close()
+        if self._timer is not None:
+            self._timer.cancel()
         links = [child.link for child in self.links]
         for link in links:
             link.close()
         await asyncio.gather(*(link.closed.wait() for link in links))
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        await self._tasks.finish()
 
     def describe(self) -> dict[str, Any]:
         """The port, and each child with its addresses."""
         nodes = [
-            {
-                "id": child.system_id,
-                "attached": child.is_attached,
-                "addresses": _stored(child),
-            }
-            for child in self._routes.children.values()
+            {"id": each.system_id, "attached": each.is_attached, "addresses": _stored(each)}
+            for each in self._routes.children.values()
         ]
         return {"port": self.port, "nodes": nodes}
 
@@ -287,23 +211,23 @@ class Children(WayOut):
         reason = refusal(frame, child.link.name, self._bindings.node_id)
         if reason is None and child.system_id is not None:
             reason = "The link is attached already"
-        previous = self._attached.get(frame.system_id)
         if reason is not None:
             self._refuse_child(child, request, reason)
-        elif previous is None:
+        elif frame.system_id not in self._attached:
             self._admit(child, request, frame.system_id)
         else:
-            self._spawn(self._admit_again(previous, child, request, frame.system_id))
+            self._tasks.start(self._admit_again(child, request, frame.system_id))
 
-    async def _admit_again(
-        self, previous: ChildLink, child: ChildLink, request: Envelope, system_id: str
-    ) -> None:
+    async def _admit_again(self, child: ChildLink, request: Envelope, system_id: str) -> None:
         """Let a node return whose old link is dead, but no second node under the same id."""
-        if await previous.link.answers(PROBE_SECONDS):
-            reason = f"Another node with the id {system_id!r} is attached, and answers"
-            self._refuse_child(child, request, reason)
-            return
-        previous.link.close()
+        while (previous := self._attached.get(system_id)) is not None:
+            if await previous.link.answers(PROBE_SECONDS):
+                reason = f"Another node with the id {system_id!r} is attached, and answers"
+                self._refuse_child(child, request, reason)
+                return
+            if self._attached.get(system_id) is previous:  # no other link was faster
+                previous.link.close()
+                break
         self._admit(child, request, system_id)
 
     def _refuse_child(self, child: ChildLink, request: Envelope, reason: str) -> None:
@@ -353,7 +277,7 @@ class Children(WayOut):
             case _:
                 log.info("%s sent %s, which is not for us", system_id, type(frame).__name__)
                 return
-        self._spawn(self._store_and_answer(child, system_id, request, ack))
+        self._tasks.start(self._store_and_answer(child, system_id, request, ack))
 
     def _bind(self, system_id: str, address: str) -> str | None:
         """Bind an address to a child; returns why that is refused, None if it is not."""
@@ -406,23 +330,10 @@ class Children(WayOut):
             del self._away[system_id]
             if system_id in self._routes.children:
                 self._routes.forget(system_id)
-                self._spawn(self._delete_route(system_id))
-
-    async def _delete_route(self, system_id: str) -> None:
-        await self._store.delete(system_id)
+                self._tasks.start(self._store.delete(system_id))
 
     def _path_of(self, system_id: str) -> str:
         return f"{self._bindings.path}/{system_id}"
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._writes.add(task)
-        task.add_done_callback(self._on_written)
-
-    def _on_written(self, task: asyncio.Task[None]) -> None:
-        self._writes.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a change of routes was not stored", exc_info=task.exception())
 
     def on_child_lost(self, child: ChildLink, reason: str) -> None:
         """A link is gone: tell every caller that waits for an answer over it."""
@@ -502,13 +413,13 @@ class Children(WayOut):
 
     def _refuse(self, envelope: Envelope, error: FabricError) -> None:
         if isinstance(envelope.frame, Data) and envelope.reply_to and envelope.corr_id:
-            call = _Call(envelope.id, envelope.reply_to, envelope.trace_id, is_stream=False)
+            call = CallUnderWay(envelope.id, envelope.reply_to, envelope.trace_id, is_stream=False)
             code = error.code if isinstance(error, NoRoute) else None
             if isinstance(error, StreamStalled):
                 code = NackCode.STREAM_STALLED
             self._nack(call, envelope.corr_id, str(code or NackCode.NO_ROUTE), str(error))
 
-    def _nack(self, call: _Call, corr_id: str, code: str, reason: str) -> None:
+    def _nack(self, call: CallUnderWay, corr_id: str, code: str, reason: str) -> None:
         nack = Envelope(
             trace_id=call.trace_id,
             to=call.reply_to,
