@@ -64,7 +64,8 @@ class Bindings:
         """Whether a message is for this node: for a bound address, or for the node's own path."""
         if self.find(envelope) is not None:
             return True
-        return envelope.to is not None and Address.parse(envelope.to).path == self.path
+        to = envelope.to
+        return to is not None and to.endswith(self.path) and Address.parse(to).path == self.path
 
     def find(self, envelope: Envelope) -> Handler | None:
         """The handler for a message, chosen by address or by capabilities."""

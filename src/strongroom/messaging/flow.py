@@ -84,6 +84,8 @@ class Channel:
         self._incoming: dict[str, _Incoming] = {}
         self._held_bytes = 0
         self._is_paused = False
+        self._is_closed = False
+        self._shows = envelopes.isEnabledFor(logging.DEBUG)
         link.receiver = self
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
@@ -150,9 +152,9 @@ class Channel:
         return flow
 
     def _may_send(self, flow: _Outgoing) -> bool:
-        if self.link.closed.is_set():
-            return True  # the link discards it
-        return flow.credits > 0 and self.link.writable and not flow.waiting
+        if flow.credits > 0 and self.link.writable and not flow.waiting:
+            return True
+        return self._is_closed  # then the link discards it
 
     def _give_up(self, flow_id: str, waiting: tuple[bytes, Release]) -> None:
         flow = self._outgoing.get(flow_id)
@@ -191,7 +193,7 @@ class Channel:
         return True
 
     def _write(self, data: bytes) -> None:
-        if envelopes.isEnabledFor(logging.DEBUG):
+        if self._shows:
             envelopes.debug("to %s: %s", self.link.name, data.decode(errors="replace"))
         self.link.send(data)
 
@@ -199,7 +201,7 @@ class Channel:
 
     def on_message(self, data: bytes) -> None:
         """(Receiver) Read a message, and close the link if it is not valid."""
-        if envelopes.isEnabledFor(logging.DEBUG):
+        if self._shows:
             envelopes.debug("from %s: %s", self.link.name, data.decode(errors="replace"))
         try:
             envelope = decode(data)
@@ -215,6 +217,7 @@ class Channel:
 
     def on_closed(self, reason: str) -> None:
         """(Receiver) Release what waited, and pass the event on."""
+        self._is_closed = True
         self._sweeper.cancel()
         for flow in self._outgoing.values():
             while flow.waiting:

@@ -99,10 +99,9 @@ class Link(picows.WSListener):
         self._transport: WSTransport | None = None
         self._fragments: list[bytes] = []
         self._batch: list[bytes] = []
-        self._is_batching = False
         self._reason = ""
         self._heard = self._loop.time()
-        self._heard_again = asyncio.Event()
+        self._answered: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def send(self, data: bytes) -> None:
@@ -111,28 +110,26 @@ class Link(picows.WSListener):
         Raises:
             MessageTooLarge: It is larger than a link can carry.
         """
-        check_size(data)
-        if self._transport is None or self.closed.is_set():
+        if len(data) > MAX_MESSAGE:
+            check_size(data)
+        if self._transport is None:
             return
-        if self._is_batching:
-            self._batch.append(data)
-            return
-        # The first message leaves at once. Those sent before the loop's next turn share one write:
-        # under load, system calls would cost more than everything else.
-        self._is_batching = True
-        self._loop.call_soon(self._send_batch)
-        self._transport.send(WSMsgType.BINARY, data)
+        if not self._batch:
+            # Messages of one turn of the loop share one write: under load, system calls would cost
+            # more than everything else.
+            self._loop.call_soon(self._send_batch)
+        self._batch.append(data)
 
     def _send_batch(self) -> None:
-        batch, self._batch, self._is_batching = self._batch, [], False
+        batch, self._batch = self._batch, []
         transport = self._transport
         if not batch or transport is None or transport.is_close_frame_sent:
             return
         if len(batch) == 1:
             transport.send(WSMsgType.BINARY, batch[0])
         else:
-            frames = [_frame(data, masked=transport.is_client_side) for data in batch]
-            transport.underlying_transport.write(b"".join(frames))
+            join = _masked_frames if transport.is_client_side else _frames
+            transport.underlying_transport.write(join(batch))
         if not self.writable and self._unsent() > MAX_UNSENT_BYTES:
             self.close(1008, "the peer does not read")
 
@@ -143,7 +140,7 @@ class Link(picows.WSListener):
     def close(self, code: int = 1000, reason: str = "normal closure") -> None:
         """Close the link with a code and a reason, after what was sent has left."""
         transport = self._transport
-        if transport is None or self.closed.is_set() or transport.is_close_frame_sent:
+        if transport is None or transport.is_close_frame_sent:
             return
         self._reason = self._reason or reason
         self._send_batch()
@@ -171,16 +168,21 @@ class Link(picows.WSListener):
 
     async def answers(self, timeout: float) -> bool:
         """Whether the peer answers a ping, or sends anything else, within `timeout` seconds."""
-        if self._transport is None or self.closed.is_set():
+        if self._transport is None:
             return False
-        self._heard_again.clear()
+        self._answered = self._answered or asyncio.Event()
         self._transport.send_ping(b"")
         try:
             async with asyncio.timeout(timeout):
-                await self._heard_again.wait()
+                await self._answered.wait()
         except TimeoutError:
             return False
         return not self.closed.is_set()
+
+    def _end_probe(self) -> None:
+        if self._answered is not None:
+            self._answered.set()
+            self._answered = None
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         """(picows) The upgrade has finished."""
@@ -192,7 +194,8 @@ class Link(picows.WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """(picows) A frame arrived: a message, a part of one, or the end."""
         kind = frame.msg_type
-        self._heard_again.set()
+        if self._answered is not None:
+            self._end_probe()
         if kind is WSMsgType.CLOSE:
             self._reason = self._reason or frame.get_close_reason() or "closed by the peer"
             self._acknowledge_close(transport, frame)
@@ -247,7 +250,7 @@ class Link(picows.WSListener):
     def on_ws_disconnected(self, _transport: WSTransport) -> None:
         """(picows) The connection is gone."""
         self.closed.set()
-        self._heard_again.set()
+        self._end_probe()
         if self._timer is not None:
             self._timer.cancel()
         self._fragments.clear()
@@ -301,20 +304,31 @@ class Loopback:
             self.receiver.on_message(data)
 
 
-def _frame(data: bytes, *, masked: bool) -> bytes:
-    """A binary message as one WebSocket frame (RFC 6455, 5.2). picows only writes one at a time."""
-    size, mask_bit = len(data), 0x80 if masked else 0
+def _frames(messages: list[bytes]) -> bytes:
+    """Binary messages as WebSocket frames (RFC 6455, 5.2). picows writes only one at a time."""
+    parts: list[bytes] = []
+    for data in messages:
+        parts += (_head(len(data), 0), data)
+    return b"".join(parts)
+
+
+def _masked_frames(messages: list[bytes]) -> bytes:
+    """The same for a client, which masks each message with four random bytes (5.3)."""
+    parts: list[bytes] = []
+    masks = os.urandom(4 * len(messages))
+    for place, data in enumerate(messages):
+        mask, size = masks[4 * place : 4 * place + 4], len(data)
+        pad = int.from_bytes((mask * (size // 4 + 1))[:size])
+        parts += (_head(size, 0x80), mask, (int.from_bytes(data) ^ pad).to_bytes(size))
+    return b"".join(parts)
+
+
+def _head(size: int, mask_bit: int) -> bytes:
     if size < 126:  # noqa: PLR2004 - the RFC's numbers
-        head = bytes((0x82, mask_bit | size))
-    elif size < 1 << 16:
-        head = bytes((0x82, mask_bit | 126)) + size.to_bytes(2)
-    else:
-        head = bytes((0x82, mask_bit | 127)) + size.to_bytes(8)
-    if not masked:
-        return head + data
-    mask = os.urandom(4)
-    pad = int.from_bytes((mask * (size // 4 + 1))[:size])
-    return head + mask + (int.from_bytes(data) ^ pad).to_bytes(size)
+        return bytes((0x82, mask_bit | size))
+    if size < 1 << 16:
+        return bytes((0x82, mask_bit | 126)) + size.to_bytes(2)
+    return bytes((0x82, mask_bit | 127)) + size.to_bytes(8)
 
 
 def check_size(data: bytes) -> None:
