@@ -96,7 +96,17 @@ def check_node_id(node_id: str) -> str:
 
 def new_id() -> str:
     """A random id of 16 letters and digits, as peers use for envelopes, calls and nodes."""
-    return os.urandom(16).translate(_BYTE_TO_DIGIT).decode()
+    try:
+        return _ids.pop()
+    except IndexError:
+        digits = os.urandom(16 * 256).translate(_BYTE_TO_DIGIT).decode()
+        _ids.extend(digits[start : start + 16] for start in range(16, len(digits), 16))
+        return digits[:16]
+
+
+_ids: list[str] = []
+"""Ids that were made and not used yet: asking the kernel for each takes longer than all else."""
+os.register_at_fork(after_in_child=_ids.clear)
 
 
 @lru_cache(maxsize=16)

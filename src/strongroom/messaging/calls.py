@@ -20,6 +20,7 @@ from strongroom.errors import (
     StreamStalled,
 )
 from strongroom.messaging.address import new_id
+from strongroom.messaging.deadline import Deadline
 from strongroom.messaging.delivery import AtMostOnce
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
 from strongroom.messaging.flow import STALL_SECONDS, Release
@@ -63,7 +64,7 @@ class _Stream:
             if self.error is not None:
                 raise self.error
             self._arrived.clear()
-            async with asyncio.timeout(timeout):
+            with Deadline(timeout):
                 await self._arrived.wait()
         item, release = self.items.popleft()
         self._read_at = asyncio.get_running_loop().time()
@@ -134,7 +135,7 @@ class OutgoingCalls:
         if timeout <= 0:
             raise _timed_out(target, method, timeout)
         try:
-            async with asyncio.timeout(timeout):
+            with Deadline(timeout):
                 while True:
                     try:
                         return await self._call_once(target, method, params)
@@ -147,7 +148,7 @@ class OutgoingCalls:
 
     async def _call_once(self, target: Target, method: str, params: bytes) -> Raw | None:
         request = self._request(target, method, params, ReplyType.REPLY)
-        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Response] = self._loop.create_future()
         corr_id = self._expect(request, answer)
         try:
             await self._delivery.send(request)
@@ -194,7 +195,7 @@ class OutgoingCalls:
                 self._leave(waiting, corr_id)
 
     async def _first(self, request: Envelope, stream: _Stream, timeout: float) -> Response:
-        async with asyncio.timeout(timeout):
+        with Deadline(timeout):
             while True:
                 try:
                     await self._sender.send(request)

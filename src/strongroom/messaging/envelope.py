@@ -182,6 +182,10 @@ ControlAck = (
 )
 
 
+ROUTED: Final = (Data, DeliveryAck)
+"""Frames that are for some node. All others are for the other end of a link."""
+
+
 class Envelope(Struct, rename="camel", omit_defaults=True, kw_only=True, gc=False):
     """A frame, with what is needed to route it and its answer."""
 

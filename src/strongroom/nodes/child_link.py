@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from strongroom.errors import CallError
-from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType
+from strongroom.messaging.envelope import ROUTED, Data, Envelope, ReplyType
 from strongroom.messaging.flow import Channel, Release, ends_flow
 from strongroom.messaging.link import Link
 from strongroom.messaging.rpc import read_response
@@ -62,7 +62,7 @@ class ChildLink:
         self, _channel: Channel, envelope: Envelope, data: bytes, release: Release
     ) -> None:
         """(ChannelOwner) Route a message, or answer a control frame."""
-        if isinstance(envelope.frame, Data | DeliveryAck) and self.system_id is not None:
+        if isinstance(envelope.frame, ROUTED) and self.system_id is not None:
             self._children.route(self, envelope, data, release)
         else:
             release()
@@ -87,11 +87,12 @@ class ChildLink:
 
     def record_answer(self, envelope: Envelope) -> None:
         """Forget the call that a message from this child ends."""
-        call = self.under_way.get(envelope.corr_id or "")
+        corr_id = envelope.corr_id or ""
+        call = self.under_way.get(corr_id)
         if call is None or envelope.to != call.reply_to:
             return
         if not call.is_stream or _ends_stream(envelope):
-            del self.under_way[envelope.corr_id or ""]
+            del self.under_way[corr_id]
 
 
 def _ends_stream(envelope: Envelope) -> bool:

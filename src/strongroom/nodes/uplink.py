@@ -13,6 +13,7 @@ from strongroom.errors import AttachFailed, AttachRefused
 from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.envelope import (
+    ROUTED,
     AddressBind,
     AddressBindAck,
     AddressUnbind,
@@ -165,10 +166,12 @@ class Uplink(WayOut):
     ) -> None:
         """(ChannelOwner) Use the sentinel's acknowledgements; the node gets all other messages."""
         frame = envelope.frame
-        if not isinstance(frame, ControlAck):
+        if isinstance(frame, ROUTED):
             self._events.on_message(envelope, release)
             return
         release()
+        if not isinstance(frame, ControlAck):
+            return
         if isinstance(frame, NodeHeartbeatAck):
             self._see_epoch(frame.routing_epoch)
         elif isinstance(frame, NodeAttachAck) and frame.ok and frame.assigned_path is not None:
