@@ -9,10 +9,7 @@ from types import TracebackType
 class Deadline:
     """Ends a block with TimeoutError after `seconds`, as `asyncio.timeout` does.
 
-    It is not a coroutine, and so costs a third: each call has one.
-
-    >>> with Deadline(5):
-    ...     await answer
+    It is entered with `with`, without a coroutine, and so costs a third: each call has one.
     """
 
     __slots__ = ("_cancelled_before", "_is_over", "_seconds", "_task", "_timer")
