@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import io
 import os
-import re
 import secrets
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, BinaryIO, ParamSpec, TextIO
 
 import msgspec
-import rich.progress
 import typer
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from strongroom.admin.command import Command, Progress
 from strongroom.admin.socket import connect
@@ -41,8 +37,6 @@ Json = Annotated[
 ]
 Namespace = Annotated[str, typer.Argument(help="A namespace, as `strongroom store ls` shows it.")]
 
-WIDE = 1000  # columns: a table is never cut, since it may be piped
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 KEYSTORES = {
     "encrypted-sqlite": file_name(KEYSTORE, encrypts=True),
     "sqlite": file_name(KEYSTORE, encrypts=False),
@@ -60,6 +54,11 @@ class UsageError(typer.BadParameter):
     def __init__(self, what: str, *, remedy: str, hint: str | None = None) -> None:
         self.error = StrongroomError(what, remedy=remedy)
         super().__init__(str(self.error), param_hint=hint)
+
+
+def terminal() -> ModuleType:
+    """The module that draws, loaded when something is drawn: help needs nothing of it."""
+    return import_module("strongroom.cli.terminal")
 
 
 def storage_settings(directory: Path | None) -> StorageSettings:
@@ -117,12 +116,7 @@ async def show(
             else:
                 rows.append(msgspec.json.decode(item))
     if rows:
-        table = Table(*(Column(name, no_wrap=True) for name in rows[0]), box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*map(_cell, row.values()))
-        drawn = io.StringIO()
-        Console(width=WIDE, file=drawn).print(table)
-        write(drawn.getvalue().removesuffix("\n").encode())
+        write(terminal().table(rows).encode())
     return count
 
 
@@ -150,7 +144,7 @@ async def without_progress(
         items: What `request` yields.
         printed: The items go to the terminal, too, so the bar ends at the first of them.
     """
-    bar = ProgressBar()
+    bar = terminal().ProgressBar()
     try:
         async with aclosing(items):
             async for item in items:
@@ -163,36 +157,6 @@ async def without_progress(
                 yield item
     finally:
         bar.stop()
-
-
-class ProgressBar(rich.progress.Progress):
-    """A bar on stderr with the time that is left. Shows nothing where stderr is not a terminal."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            rich.progress.TextColumn("{task.description}", markup=False),
-            rich.progress.BarColumn(),
-            rich.progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self.add_task("", total=None)
-
-    def show(self, progress: Progress) -> None:
-        """Show how much is done."""
-        self.start()
-        self.update(
-            self._task,
-            description=printable(progress.what),
-            completed=progress.done,
-            total=progress.total,
-        )
-
-    def stop(self) -> None:
-        """Remove the bar, if it was shown: older versions of rich print an empty line otherwise."""
-        if self.live.is_started:
-            super().stop()
 
 
 @contextmanager
@@ -262,10 +226,3 @@ def write(line: bytes, file: BinaryIO | None = None) -> None:
     (file or sys.stdout.buffer).write(line + b"\n")
     if file is None:
         sys.stdout.buffer.flush()
-
-
-def _cell(value: Any) -> Text:
-    if isinstance(value, int):
-        return Text(f"{value:,}")
-    text = printable(str(value or ""))
-    return Text(f"{text[:19]}Z".replace("T", " ") if TIME.match(text) else text)

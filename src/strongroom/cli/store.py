@@ -22,7 +22,6 @@ from strongroom.cli.output import (
     Directory,
     Json,
     Namespace,
-    ProgressBar,
     UsageError,
     new_file,
     read_input,
@@ -31,6 +30,7 @@ from strongroom.cli.output import (
     show,
     standard_input,
     storage_settings,
+    terminal,
 )
 from strongroom.errors import ImportInvalid, InvalidKey
 from strongroom.printable import printable
@@ -299,7 +299,7 @@ async def _import(
     directory: Path | None, namespace: str, file: Path, lines: IO[bytes], count: int
 ) -> tuple[int, int]:
     stored = replaced = 0
-    with ProgressBar() as bar:
+    with terminal().ProgressBar() as bar:
         async with connect(storage_settings(directory)) as client:
             for batch in _batches(_read(file, lines, partial=True)):
                 async for item in client.request(
