@@ -15,7 +15,7 @@ Limit = Callable[[float], AbstractAsyncContextManager[object]]
 
 @asynccontextmanager
 async def deadline(seconds: float) -> AsyncIterator[None]:
-    with Deadline(seconds):
+    with Deadline(asyncio.get_running_loop(), seconds):
         yield
 
 

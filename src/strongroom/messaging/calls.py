@@ -42,18 +42,19 @@ MAX_UNREAD_ITEMS = 1024
 class _Stream:
     """The items of one stream that have arrived and have not been read."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.items: deque[tuple[Response, Release]] = deque()
         self.error: FabricError | None = None
         self._arrived = asyncio.Event()
-        self._read_at = asyncio.get_running_loop().time()
+        self._loop = loop
+        self._read_at = loop.time()
         self._watch: asyncio.TimerHandle | None = None
 
     def put(self, item: Response, release: Release, *, shares_flow: bool) -> None:
         self.items.append((item, release))
         self._arrived.set()
         if shares_flow and self._watch is None:
-            self._watch = asyncio.get_running_loop().call_later(STALL_SECONDS, self._check_reader)
+            self._watch = self._loop.call_later(STALL_SECONDS, self._check_reader)
 
     def fail(self, error: FabricError) -> None:
         self.error = self.error or error
@@ -64,10 +65,10 @@ class _Stream:
             if self.error is not None:
                 raise self.error
             self._arrived.clear()
-            with Deadline(timeout):
+            with Deadline(self._loop, timeout):
                 await self._arrived.wait()
         item, release = self.items.popleft()
-        self._read_at = asyncio.get_running_loop().time()
+        self._read_at = self._loop.time()
         release()
         return item
 
@@ -80,14 +81,13 @@ class _Stream:
 
     def _check_reader(self) -> None:
         # A peer that sends everything on one flow cannot send anything while our reader pauses.
-        loop = asyncio.get_running_loop()
-        waited = loop.time() - self._read_at
+        waited = self._loop.time() - self._read_at
         if self.items and waited >= STALL_SECONDS:
             self.close()
             self.fail(StreamStalled(f"The stream was not read for {STALL_SECONDS:.0f} seconds."))
         else:
             pause = STALL_SECONDS - waited if self.items else STALL_SECONDS
-            self._watch = loop.call_later(pause, self._check_reader)
+            self._watch = self._loop.call_later(pause, self._check_reader)
 
 
 class _Waiting(Struct):
@@ -132,10 +132,11 @@ class OutgoingCalls:
             CallError: There is no result; the leaf says why.
             MessageTooLarge: The arguments do not fit into a message.
         """
+        self._check_loop()
         if timeout <= 0:
             raise _timed_out(target, method, timeout)
         try:
-            with Deadline(timeout):
+            with Deadline(self._loop, timeout):
                 while True:
                     try:
                         return await self._call_once(target, method, params)
@@ -168,10 +169,11 @@ class OutgoingCalls:
         Raises:
             CallError: The stream ended with an error; the leaf says which.
         """
+        self._check_loop()
         if timeout <= 0:
             raise _timed_out(target, method, timeout)
         request = self._request(target, method, params, ReplyType.STREAM)
-        stream = _Stream()
+        stream = _Stream(self._loop)
         corr_id = self._expect(request, stream)
         over = False
         try:
@@ -195,7 +197,7 @@ class OutgoingCalls:
                 self._leave(waiting, corr_id)
 
     async def _first(self, request: Envelope, stream: _Stream, timeout: float) -> Response:
-        with Deadline(timeout):
+        with Deadline(self._loop, timeout):
             while True:
                 try:
                     await self._sender.send(request)
@@ -210,12 +212,14 @@ class OutgoingCalls:
         closed = DeliveryAck(ok=False, code=NackCode.STREAM_CLOSED, ref_id=waiting.request_id)
         self._sender.send_now(Envelope(to=waiting.to, corr_id=corr_id, frame=closed))
 
-    def _request(self, target: Target, method: str, params: bytes, rtype: int) -> Envelope:
+    def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
             raise FabricError(
                 "A fabric belongs to one event loop, and this call was made in another.",
                 remedy="asyncio.run_coroutine_threadsafe(..., loop), with the loop of the fabric",
             )
+
+    def _request(self, target: Target, method: str, params: bytes, rtype: int) -> Envelope:
         corr_id = new_id()
         payload = encode(Request(method, Raw(params), corr_id))
         return Envelope(

@@ -12,9 +12,10 @@ class Deadline:
     It is entered with `with`, without a coroutine, and so costs a third: each call has one.
     """
 
-    __slots__ = ("_cancelled_before", "_is_over", "_seconds", "_task", "_timer")
+    __slots__ = ("_cancelled_before", "_is_over", "_loop", "_seconds", "_task", "_timer")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._loop = loop  # asking for the running one takes a system call, on Python 3.11
         self._seconds = seconds
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -22,10 +23,10 @@ class Deadline:
         self._is_over = False
 
     def __enter__(self) -> None:
-        self._task = task = asyncio.current_task()
+        self._task = task = asyncio.current_task(self._loop)
         assert task is not None
         self._cancelled_before = task.cancelling()
-        self._timer = task.get_loop().call_later(self._seconds, self._end, task)
+        self._timer = self._loop.call_later(self._seconds, self._end, task)
 
     def __exit__(
         self,

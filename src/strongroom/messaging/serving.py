@@ -100,6 +100,7 @@ class IncomingCalls:
         self._ended: set[asyncio.Task[None]] = set()
         self._queue: deque[tuple[Handler, Envelope, Data, Release]] = deque()
         self._context = contextvars.copy_context()
+        self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
         return len(self._running)
@@ -111,7 +112,7 @@ class IncomingCalls:
             return
         release()
         key = new_id() if envelope.corr_id in self._running else envelope.corr_id or new_id()
-        task = asyncio.get_running_loop().create_task(
+        task = self._loop.create_task(
             self._run(handler, envelope, data), context=self._context.copy()
         )
         self._running[key] = task
