@@ -180,6 +180,7 @@ CHANGED: list[tuple[Any, Any, list[Any]]] = [
     (Any, Slotted([b"x"]), ["inside", 0]),
     (Any, {"deep": Point(math.inf)}, ["deep", "x"]),
     (dict[str, Any], {"a": b"bytes"}, ["a"]),
+    (dict[tuple[int, int], str], {(1, 2): "a"}, ["1,2", "[key]"]),
     (str, SecretStr("x"), []),
     (str, b"bytes\xff", []),
     (str, "\ud800", []),

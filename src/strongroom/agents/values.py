@@ -43,6 +43,7 @@ Place = tuple[str | int, ...]
 _SIMPLE = {str, int, bool, float, NoneType}
 _SECRETS = (Secret, SecretStr, SecretBytes)
 _BYTES = (bytes, bytearray, memoryview)
+_REFUSALS = (ValueError, TypeError, PydanticSerializationError, RecursionError)
 _BASE64 = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
 
@@ -165,7 +166,7 @@ class Codec:
                 arrived = _settled(self._read_back(data, meant))
                 if not _equal(meant, arrived):  # which may be for a reason that does not matter
                     _compare(meant, arrived, (), anything=self._holds_anything)
-            except (Unfit, ValueError, TypeError, PydanticSerializationError) as error:
+            except _REFUSALS as error:
                 refusals.append(error)
             else:
                 return data
