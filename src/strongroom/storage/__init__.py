@@ -1,7 +1,7 @@
 """Storage: the typed store for users, and what the author of a provider needs."""
 
 from strongroom.storage.encoding import Upgrade
-from strongroom.storage.keys import Key
+from strongroom.storage.keys import Key, prefix_end
 from strongroom.storage.memory import MemoryProvider
 from strongroom.storage.provider import StorageProvider, open_provider
 from strongroom.storage.records import (
@@ -16,7 +16,6 @@ from strongroom.storage.records import (
     check_key,
     check_namespace,
     check_value,
-    prefix_end,
     system_clock,
 )
 from strongroom.storage.transaction import Transaction

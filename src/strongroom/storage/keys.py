@@ -81,8 +81,27 @@ class Key(str):
         ends = [len(MARK), *(end for _, end in _read(self))]
         return Key.of(str.__str__(self)[: ends[number]])
 
+    @property
+    def end(self) -> Key:
+        """What comes after all keys that begin with this one, for `after=` and `until=`."""
+        return Key.of(prefix_end(self) or self)
+
     def __repr__(self) -> str:
         return f"Key({', '.join(map(repr, self.parts))})"
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The first string after all keys that begin with `prefix`; None if there is none.
+
+    >>> prefix_end("user:")
+    'user;'
+    """
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return None
+    # Code points sort as their UTF-8 bytes do; the surrogates between U+D7FF and U+E000 have none.
+    following = 0xE000 if stem[-1] == "\ud7ff" else ord(stem[-1]) + 1
+    return stem[:-1] + chr(following)
 
 
 def is_tuple(text: str) -> bool:

@@ -319,17 +319,3 @@ def check_value(key: str, value: bytes, limit: int = MAX_VALUE_BYTES) -> None:
     """Raise ValueTooLarge when `value` is longer than `limit` bytes."""
     if len(value) > limit:
         raise ValueTooLarge(f"The record {key!r} has {len(value)} bytes; the maximum is {limit}.")
-
-
-def prefix_end(prefix: str) -> str | None:
-    """The first string after all keys that begin with `prefix`; None if there is none.
-
-    >>> prefix_end("user:")
-    'user;'
-    """
-    stem = prefix.rstrip("\U0010ffff")
-    if not stem:
-        return None
-    # Code points sort as their UTF-8 bytes do; the surrogates between U+D7FF and U+E000 have none.
-    following = 0xE000 if stem[-1] == "\ud7ff" else ord(stem[-1]) + 1
-    return stem[:-1] + chr(following)

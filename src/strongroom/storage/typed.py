@@ -13,7 +13,7 @@ import msgspec
 
 from strongroom.errors import KeyExists, KeyMissing, RevisionConflict
 from strongroom.storage.encoding import Encoding, RecordEncoding, Upgrade, V
-from strongroom.storage.keys import Key, Part
+from strongroom.storage.keys import Key
 from strongroom.storage.opaque import BytesEncoding
 from strongroom.storage.records import (
     PAGE_RECORDS,
@@ -25,7 +25,6 @@ from strongroom.storage.records import (
     check_feature,
     check_key,
     expires_at,
-    prefix_end,
     shown_key,
     system_clock,
     to_datetime,
@@ -274,24 +273,24 @@ class KeyValueStore(Generic[V]):
             for record in page:
                 yield shown_key(record.key)
 
-    async def groups(self, prefix: Key = _ALL_TUPLES) -> AsyncGenerator[Part, None]:
-        """What comes next in the tuple keys that begin with `prefix`: each part once, in order.
+    async def groups(self, prefix: Key = _ALL_TUPLES) -> AsyncGenerator[Key, None]:
+        """The tuples of one more part than `prefix` with which keys begin: each once, in order.
 
-        >>> async for day in notes.groups(Key("diary")):
-        ...     print(day)
+        >>> async for group in notes.groups(Key("diary")):
+        ...     print(group.parts[-1], await notes.count(group))
 
-        Takes a short read for each, however many records share it.
+        Takes a short read for each, however many records it has.
         """
         check_feature(self._records, Feature.ORDERED, "groups()")
-        text, place = check_key(prefix), len(prefix.parts)
-        after: str | None = text
-        while after is not None:
+        text, length = check_key(prefix), len(prefix.parts) + 1
+        after = text
+        while True:
             page = await self._records.scan(text, after=after, limit=1, values=False)
             if not page.records:
                 return
-            key = Key.of(page.records[0].key)
-            yield key.parts[place]
-            after = prefix_end(key.first(place + 1))
+            group = Key.of(page.records[0].key).first(length)
+            yield group
+            after = group.end
 
     async def count(self, prefix: str = "") -> int:
         """The number of records whose keys begin with `prefix`."""
