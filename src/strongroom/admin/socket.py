@@ -27,6 +27,7 @@ import msgspec
 
 from strongroom.admin import health, keys, records
 from strongroom.admin.command import Administered, Command, Described, Progress
+from strongroom.disk.inspect import is_directory
 from strongroom.errors import NotSupported, OwnerUnreachable, SettingsError, StrongroomError
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import BUILT_IN, StorageProvider
@@ -352,11 +353,8 @@ def _checked_directory(settings: StorageSettings) -> Path | None:
             remedy="--directory data, or FAME_STORAGE_DB_DIRECTORY=data",
         )
     if directory is not None:
-        try:
-            names = [path.name for path in directory.iterdir()]
-        except (FileNotFoundError, NotADirectoryError):
-            names = []
-        if not any(name.endswith(".db") or not built_in for name in names):
+        found = directory.iterdir() if is_directory(directory) else ()
+        if not any(path.name.endswith(".db") or not built_in for path in found):
             raise SettingsError(
                 f"No node has kept data in {directory}.",
                 remedy="another directory in FAME_STORAGE_DB_DIRECTORY",

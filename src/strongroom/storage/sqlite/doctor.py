@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,16 +119,25 @@ def _surroundings(files: StoreFiles) -> Iterator[Finding]:
 
 
 def _modes(directory: Path) -> Iterator[Finding]:
-    open_to_others = [
-        path for path in (directory, *sorted(directory.iterdir())) if path.stat().st_mode & 0o077
-    ]
-    for path in open_to_others:
-        yield Finding(
-            _PROBLEM,
-            f"Others than the owner can access {path} (mode {path.stat().st_mode & 0o777:o}).",
-            remedy=f"chmod {'700' if path.is_dir() else '600'} {path}",
-        )
-    if not open_to_others:
+    owner = directory.stat().st_uid
+    sound = True
+    for path in (directory, *sorted(directory.iterdir())):
+        info = path.lstat() if path != directory else path.stat()
+        if info.st_mode & 0o077 and not stat.S_ISLNK(info.st_mode):
+            sound = False
+            yield Finding(
+                _PROBLEM,
+                f"Others than the owner can access {path} (mode {info.st_mode & 0o777:o}).",
+                remedy=f"chmod {'700' if path.is_dir() else '600'} {path}",
+            )
+        if info.st_uid != owner:
+            sound = False
+            yield Finding(
+                _PROBLEM,
+                f"{path} belongs to user {info.st_uid}, and its directory to user {owner}.",
+                remedy=f"chown -h {owner} {path}, as root",
+            )
+    if sound:
         yield Finding(_OK, "Only their owner can access the directory and its files.")
 
 
