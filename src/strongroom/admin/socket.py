@@ -333,7 +333,7 @@ async def connect(settings: StorageSettings) -> AsyncIterator[Client]:
     Raises:
         SettingsError: No directory is named, or no node has kept data there.
     """
-    directory = _checked_directory(settings)
+    directory = checked_directory(settings)
     if directory and (streams := await _open_socket(directory)):
         reader, writer = streams
         try:
@@ -345,7 +345,8 @@ async def connect(settings: StorageSettings) -> AsyncIterator[Client]:
         yield client
 
 
-def _checked_directory(settings: StorageSettings) -> Path | None:
+def checked_directory(settings: StorageSettings) -> Path | None:
+    """The directory that a command is for, in which a node has kept data."""
     directory, built_in = settings.directory, settings.profile in BUILT_IN
     if directory is None and built_in:  # other providers may keep their data elsewhere
         raise SettingsError(
