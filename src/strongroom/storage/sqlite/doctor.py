@@ -18,6 +18,7 @@ import apsw
 import msgspec
 
 from strongroom.disk import database
+from strongroom.disk.copying import is_read_only
 from strongroom.disk.directory import NETWORK_FILESYSTEMS, filesystem, log_of
 from strongroom.errors import RecordInvalid, StorageError, StoreUnavailable
 from strongroom.keys.audit import AuditLine
@@ -142,6 +143,9 @@ def _modes(directory: Path) -> Iterator[Finding]:
 
 
 def _free_space(files: StoreFiles) -> Finding:
+    if is_read_only(files.directory):
+        what = f"{files.directory} cannot be written: no node can use it, but it can be read."
+        return Finding(_NOTE, what, remedy="strongroom store export, to read what is in it")
     free = shutil.disk_usage(files.directory).free
     largest = max((_size(files.path(n)) for n in files.keystore.entries), default=0)
     if free < 2 * largest:
