@@ -30,8 +30,8 @@ T = TypeVar("T")
 class ConnectionsListener(CommitListener, Protocol):
     """Hears what happens to the connections, on the event loop."""
 
-    def on_open(self, next_expiry: int | None, *, is_marked: bool) -> None:
-        """The file was opened. Says when its next record expires, and if all in it is marked."""
+    def on_open(self, *, is_marked: bool) -> None:
+        """The file was opened. Says whether all in it is marked."""
 
     def on_disconnect(self) -> None:
         """The file was closed, and may be another one when it is opened again."""
@@ -42,7 +42,6 @@ class _Opened(NamedTuple):
     reading: apsw.Connection
     key: FileKey | None
     revision: int
-    next_expiry: int | None
     is_marked: bool
 
 
@@ -127,7 +126,7 @@ class Connections:
             clock=self._files.clock,
             listener=self._listener,
         )
-        self._listener.on_open(opened.next_expiry, is_marked=opened.is_marked)
+        self._listener.on_open(is_marked=opened.is_marked)
 
     def _open_file(self) -> _Opened:
         key = self._files.unlock(self.namespace)
@@ -143,7 +142,6 @@ class Connections:
                 )
             head = tables.head(writing)
             is_marked = self._files.verify(self.namespace, head)
-            next_expiry = tables.next_expiry(writing)
             reading = database.open_existing(self.path, key, check_log=False)
             reading.set_busy_timeout(0)
         except apsw.Error as error:
@@ -152,7 +150,7 @@ class Connections:
         except BaseException:
             writing.close()
             raise
-        return _Opened(writing, reading, key, head.revision, next_expiry, is_marked)
+        return _Opened(writing, reading, key, head.revision, is_marked)
 
     # --- closing ------------------------------------------------------------------------------
 

@@ -290,7 +290,7 @@ class SqliteProvider(StorageProvider):
             await asyncio.sleep(TICK_SECONDS)
             for namespace, store in list(self._stores.items()):
                 try:
-                    await store.sweep()
+                    await store.sweep(self.clock())
                     connections = store.connections
                     idle[namespace] = 0 if connections.was_used else idle.get(namespace, 0) + 1
                     connections.was_used = False

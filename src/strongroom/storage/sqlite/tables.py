@@ -272,13 +272,16 @@ ON CONFLICT (key) DO UPDATE SET
     updated = excluded.updated, expires = excluded.expires, value = excluded.value"""
 
 
-def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> None:
-    """Delete a record, and remember its deletion."""
+def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> bool:
+    """Delete a record, expired or not, and remember its deletion. Returns whether it existed."""
     connection.execute("DELETE FROM record WHERE key = ?", (key,))
+    if not connection.changes():
+        return False
     connection.execute(
         "INSERT OR REPLACE INTO tombstone (revision, key, deleted) VALUES (?, ?, ?)",
         (revision, key, now),
     )
+    return True
 
 
 def expired(connection: apsw.Connection, now: int, limit: int) -> list[str]:

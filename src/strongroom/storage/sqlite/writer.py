@@ -139,10 +139,12 @@ class Writer:
         self._queue.put(lambda: self._perform(task, future))
         return await finish(future)
 
-    async def sweep(self) -> int | None:
-        """Turn expired records into deletions. Returns when the next record expires."""
-        due: int | None = await self.run(self._sweep)
-        return due
+    def sweep(self, now: int) -> asyncio.Future[list[int]]:
+        """Turn some records that have expired by `now` into deletions, as one more batch."""
+        future: asyncio.Future[list[int]] = self._loop.create_future()
+        self._hand_over()
+        self._queue.put(lambda: self._sweep(now, future))
+        return future
 
     async def close(self) -> None:
         """Store what is waiting, checkpoint, and close the connection."""
@@ -179,10 +181,19 @@ class Writer:
             item()
 
     def _commit(self) -> None:
-        batch, self._batch = self._batch, []
-        if not batch:
-            return
-        now = self._clock()
+        if self._batch:
+            batch, self._batch = self._batch, []
+            self._store(batch, self._clock())
+
+    def _sweep(self, now: int, future: asyncio.Future[list[int]]) -> None:
+        try:
+            keys = tables.expired(self._connection, now, SWEEP_RECORDS)
+        except apsw.Error as error:
+            self._give_up(error)  # and `_store` refuses
+            keys = []
+        self._store([([Write(key, None) for key in keys], None, future)], now)
+
+    def _store(self, batch: list[Waiting], now: int) -> None:
         outcomes: list[Outcome]
         try:
             outcomes = self._write(batch, now)
@@ -255,26 +266,16 @@ class Writer:
         return [self._write_one(write, now) for write in writes]
 
     def _write_one(self, write: Write, now: int) -> int:
-        if write.value is None and not tables.found_at(self._connection, write.key, now):
-            return 0
-        if write.value is None:
-            tables.delete(self._connection, write.key, self._last_revision + 1, now)
-        else:
+        revision = self._last_revision + 1
+        if write.value is not None:
             tables.put(self._connection, [write], self._last_revision, now)
-        self._last_revision += 1
-        return self._last_revision
-
-    def _sweep(self, connection: apsw.Connection) -> int | None:
-        now = self._clock()
-        self._refuse_unless_sound()
-        connection.execute("BEGIN IMMEDIATE")
-        revision = self.revision
-        for key in tables.expired(connection, now, SWEEP_RECORDS):
-            revision += 1
-            tables.delete(connection, key, revision, now)
-        connection.execute("COMMIT")
-        self.revision = revision
-        return tables.next_expiry(connection)
+            self._last_revision = revision
+            return revision
+        existed = tables.found_at(self._connection, write.key, now)
+        # An expired record goes too: it would be back if the clock was set back.
+        if tables.delete(self._connection, write.key, revision, now):
+            self._last_revision = revision
+        return revision if existed else 0
 
     def _perform(self, task: Task, future: asyncio.Future[Any]) -> None:
         try:
