@@ -268,7 +268,10 @@ class SqliteProvider(StorageProvider):
             for store in stores:
                 stamp = secrets.token_bytes(8)
                 known = self.files.watermarks.get(store.namespace, Watermark()).stamp
-                new[store.namespace] = Watermark(await store.mark(stamp, known), stamp)
+                try:
+                    new[store.namespace] = Watermark(await store.mark(stamp, known), stamp)
+                except StorageError as error:  # of this store alone; the others get theirs
+                    log.warning("%s", error)
             await self._meta.apply(
                 [Write(f"{MARK}{name}", msgspec.json.encode(mark)) for name, mark in new.items()]
             )

@@ -106,6 +106,30 @@ def mark(connection: apsw.Connection, stamp: bytes, known: bytes, now: int) -> i
     return revision
 
 
+def unreachable(connection: apsw.Connection, after: int) -> int:
+    """How many entries of the index of revisions, after a revision, do not match their record.
+
+    So it is if old pages were put among newer ones.
+    """
+    return int(
+        connection.execute(
+            """SELECT count(*) FROM record AS entry INDEXED BY sqlite_autoindex_record_2
+            WHERE entry.revision > ? AND NOT EXISTS (
+                SELECT 1 FROM record AS row NOT INDEXED
+                WHERE row.rowid = entry.rowid AND row.revision = entry.revision AND EXISTS (
+                    SELECT 1 FROM record AS name INDEXED BY sqlite_autoindex_record_1
+                    WHERE name.key = row.key AND name.rowid = row.rowid))""",
+            (after,),
+        ).get
+    )
+
+
+def problems(connection: apsw.Connection) -> list[str]:
+    """What is wrong with the pages and indexes of a store. Reads all of it."""
+    messages = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
+    return [] if messages == ["ok"] else messages
+
+
 # --- reading ----------------------------------------------------------------------------------
 
 
