@@ -19,7 +19,7 @@ QUICK := tests/cli/test_cli.py tests/disk/test_file_format.py tests/keys/test_au
 	envelope.py limits.py processes.py routes.py spine.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-runtime test test-all test-quick check format bench demo init start run run-verbose stop status logs clean
+.PHONY: help install install-runtime test test-all test-quick test-integrations check format bench demo init start run run-verbose stop status logs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +54,12 @@ test-all: install
 # Under a minute: .ci/run repeats these on each Python, and with the oldest dependencies.
 test-quick: install
 	$(BIN)/pytest -m "not slow" -W ignore::DeprecationWarning $(QUICK)
+
+# With the real frameworks, in an environment of their own.
+test-integrations:
+	@$(MAKE) --no-print-directory install VENV=.venv-integrations GROUP=integrations \
+		CONSTRAINTS=constraints-integrations.txt
+	.venv-integrations/bin/pytest tests/integrations
 
 check: install
 	$(BIN)/ruff check .

@@ -55,10 +55,14 @@ def id_of(page: Path) -> str:
 TUTORIALS = [page for page in MANUAL if any(block.file for block in blocks(page))]
 """Pages with files to save and commands to type; the other pages' code runs in this process."""
 
+ELSEWHERE = {DOCS / "integrations.md"}
+"""Pages whose code needs other frameworks: tests/integrations runs it."""
+
 REFERENCES = [
     page
     for page in MANUAL
-    if page not in TUTORIALS and any(block.language == "python" for block in blocks(page))
+    if page not in {*TUTORIALS, *ELSEWHERE}
+    and any(block.language == "python" for block in blocks(page))
 ]
 
 

@@ -24,8 +24,9 @@ from strongroom.admin.socket import SOCKET
 from strongroom.cli.main import app, main
 from strongroom.keys.master import new_master_key
 from strongroom.settings import StorageSettings
+from strongroom.storage import Key
 from strongroom.storage.provider import open_provider
-from support.notes import Note
+from support.notes import Note, provider_of
 
 SECRET = "Meet me at the old mill"
 
@@ -144,6 +145,26 @@ def test_an_export_comes_back_as_it_was(run: Run, tmp_path: Path) -> None:
     assert run("store", "export", "notes", "--out", "notes.jsonl").code == 2
     events = [line["event"] for line in run("audit", "show", "--json").json]
     assert events.count("exported") == 2
+
+
+def test_bytes_and_tuples_come_back_from_an_export(run: Run, tmp_path: Path) -> None:
+    key, data = Key("a", 7, b"\\0"), bytes(range(256))
+
+    async def blobs(namespace: str, value: bytes | None) -> bytes | None:
+        secret = (tmp_path / "master.key").read_text().strip()
+        async with provider_of(tmp_path / "data", key=secret) as provider:
+            store = await provider.get_bytes_store(namespace, owner="mine/1")
+            if value is not None:
+                await store.set(key, value)
+            return await store.get(key)
+
+    asyncio.run(blobs("blobs", data))
+    exported = run("store", "export", "blobs", "--out", "blobs.jsonl")
+    assert exported.code == 0, exported.err
+    assert json.loads((tmp_path / "blobs.jsonl").read_text())["owner"] == "mine/1"
+    assert run("store", "import", "copy", "blobs.jsonl").code == 0
+    assert asyncio.run(blobs("copy", None)) == data
+    assert run("store", "get", "blobs", str.__str__(key)).code == 0
 
 
 def test_an_import_is_checked_before_anything_is_stored(run: Run, tmp_path: Path) -> None:

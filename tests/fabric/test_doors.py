@@ -114,8 +114,8 @@ from websockets.sync.client import connect
 from websockets.exceptions import ConnectionClosed
 os.setuid(int(sys.argv[2]))
 with connect(sys.argv[1]) as link:
-    link.send(b'{"id":"1","corrId":"c","frame":{"type":"NodeAttach","systemId":"raw"}}')
-    try:
+    try:  # the sentinel may have closed the link already
+        link.send(b'{"id":"1","corrId":"c","frame":{"type":"NodeAttach","systemId":"raw"}}')
         print(link.recv().decode())
     except ConnectionClosed as error:
         print(error.rcvd.code, error.rcvd.reason)

@@ -367,6 +367,43 @@ class LeavesWatchersWaiting(MemoryStore):
         self.closed = True
 
 
+# --- tuples, bytes and batches --------------------------------------------------------------------
+
+
+@fails("bytes come back as they were given")
+class TrimsLines(MemoryStore):
+    async def apply(self, writes, *, checks=None) -> Any:
+        cut = [Write(w.key, w.value and w.value.rstrip(b"\n"), w.expires, w.expect) for w in writes]
+        return await super().apply(cut, checks=checks)
+
+
+@fails("tuple keys sort as their tuples")
+class SortsWithoutControlCharacters(MemoryStore):
+    async def scan(self, prefix="", *, reverse=False, **options: Any) -> Any:
+        page = await super().scan(prefix, reverse=reverse, **options)
+        page.records.sort(key=lambda r: r.key.replace("\1", ""), reverse=reverse)
+        return page
+
+
+@fails("each prefix of a tuple is a range")
+class TrimsPrefixes(MemoryStore):
+    async def scan(self, prefix="", **options: Any) -> Any:
+        return await super().scan(prefix.rstrip("\1"), **options)
+
+
+@fails("a scan ends before until")
+class ScansForwardsOnly(MemoryStore):
+    async def scan(self, prefix="", *, reverse=False, **options: Any) -> Any:
+        return await super().scan(prefix, **options)
+
+
+@fails("a batch is stored if all its conditions hold")
+class ChecksOnlyTheFirstWrite(MemoryStore):
+    async def apply(self, writes, *, checks=None) -> Any:
+        rest = [Write(w.key, w.value, w.expires) for w in writes[1:]]
+        return await super().apply([*writes[:1], *rest], checks=checks)
+
+
 @pytest.mark.parametrize(("name", "broken"), BROKEN, ids=[broken.__name__ for _, broken in BROKEN])
 async def test_a_wrong_store_fails_exactly_its_case(name, broken) -> None:
     report = await try_one(provider_of(broken), name)

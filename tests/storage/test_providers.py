@@ -19,7 +19,8 @@ from strongroom.errors import (
 from strongroom.settings import StorageSettings
 from strongroom.storage import MemoryProvider, open_provider
 from strongroom.storage import provider as providers
-from strongroom.storage.records import check_namespace, prefix_end
+from strongroom.storage.keys import prefix_end
+from strongroom.storage.records import check_namespace
 from strongroom.storage.sqlite.provider import SqliteProvider
 
 

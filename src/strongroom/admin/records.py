@@ -12,6 +12,7 @@ import msgspec
 
 from strongroom.admin.command import EPOCH, Administered, Command, Progress, utc
 from strongroom.errors import InvalidNamespace, KeyMissing, NotSupported
+from strongroom.storage import opaque
 from strongroom.storage.encoding import join, split
 from strongroom.storage.provider import StorageProvider
 from strongroom.storage.records import (
@@ -20,8 +21,8 @@ from strongroom.storage.records import (
     Record,
     RecordStore,
     Write,
-    check_key,
     check_namespace,
+    stored_key,
 )
 from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.sqlite.store import SqliteStore
@@ -32,11 +33,15 @@ EMPTY = {"empty": True}
 
 
 class ExportedRecord(msgspec.Struct, omit_defaults=True):
-    """A record as an operator sees it; `base64` holds a value that is not in the record format."""
+    """A record as an operator sees it. A value that is no JSON is in `base64`.
+
+    Of a store of bytes, `owner` says who wrote them.
+    """
 
     key: str
     value: msgspec.Raw = msgspec.Raw()
     base64: str | None = None
+    owner: str | None = None
     version: int | None = None
     revision: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     created: datetime | None = None
@@ -62,7 +67,8 @@ class ExportedRecord(msgspec.Struct, omit_defaults=True):
             exported.version, text = parts
             exported.value = msgspec.Raw(msgspec.json.format(text, indent=-1))
         else:
-            exported.base64 = base64.b64encode(record.value).decode()
+            exported.owner, data = opaque.split(record.value) or (None, record.value)
+            exported.base64 = base64.b64encode(data).decode()
         return exported
 
     def write(self) -> Write:
@@ -72,12 +78,13 @@ class ExportedRecord(msgspec.Struct, omit_defaults=True):
             ValueError: The record has no value, or its version or base64 is not valid.
             InvalidKey: The key is not allowed.
         """
-        check_key(self.key)
+        stored_key(self.key)
         version = self.version or 0
         if not 0 <= version <= MAX_VERSION:
             raise ValueError(f"version is {version}, and must be 0 to {MAX_VERSION}")
         if self.base64 is not None:
             value = base64.b64decode(self.base64, validate=True)
+            value = value if self.owner is None else opaque.header(self.owner) + value
         elif not self.value:
             raise ValueError("it has neither a value nor base64")
         else:
@@ -117,7 +124,7 @@ async def stats(node: Administered, *, namespace: str) -> AsyncGenerator[Any, No
 async def get(node: Administered, *, namespace: str, key: str) -> AsyncGenerator[Any, None]:
     """Read one record."""
     store = await _existing(node, namespace)
-    check_key(key)
+    key = stored_key(key)
     [record] = await store.read([key])
     if record is None:
         raise KeyMissing(
@@ -132,7 +139,7 @@ async def put(
 ) -> AsyncGenerator[Any, None]:
     """Store JSON. Without `version` it gets the model version of the record that it replaces."""
     store = await _writable(node, namespace)
-    check_key(key)
+    key = stored_key(key)
     [old] = await store.read([key])
     parts = split(old.value) if old else None
     record = ExportedRecord(key, msgspec.Raw(text.encode()))
@@ -149,8 +156,7 @@ async def delete(
     """Delete records, and say of each whether it existed."""
     await _existing(node, namespace)
     store = await _writable(node, namespace)
-    for key in keys:
-        check_key(key)
+    for key in map(stored_key, keys):
         [revision] = await store.apply([Write(key, None)])
         yield {"key": key, "deleted": revision > 0}
 

@@ -1,6 +1,7 @@
 """Storage: the typed store for users, and what the author of a provider needs."""
 
 from strongroom.storage.encoding import Upgrade
+from strongroom.storage.keys import Key, prefix_end
 from strongroom.storage.memory import MemoryProvider
 from strongroom.storage.provider import StorageProvider, open_provider
 from strongroom.storage.records import (
@@ -15,24 +16,26 @@ from strongroom.storage.records import (
     check_key,
     check_namespace,
     check_value,
-    prefix_end,
     system_clock,
 )
 from strongroom.storage.transaction import Transaction
-from strongroom.storage.typed import Change, Entry, KeyValueStore
+from strongroom.storage.typed import Change, Delete, Entry, KeyValueStore, Set
 
 __all__ = [
     "Change",
     "Changes",
     "Clock",
+    "Delete",
     "Entry",
     "Feature",
+    "Key",
     "KeyValueStore",
     "MemoryProvider",
     "Page",
     "Record",
     "RecordChange",
     "RecordStore",
+    "Set",
     "StorageProvider",
     "Transaction",
     "Upgrade",

@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, Protocol, TypeVar, get_args
 
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -26,6 +26,7 @@ from strongroom.storage.records import MAX_VALUE_BYTES, Record, check_value
 from strongroom.storage.roundtrip import difference, has_secret, revealed
 
 M = TypeVar("M", bound=BaseModel)
+V = TypeVar("V", bound=BaseModel | bytes)
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 """Takes a JSON object as one version of the model wrote it, returns it as the next writes it."""
@@ -49,6 +50,22 @@ _SAFE_MESSAGES = set(get_args(ErrorType)) - {
     *("iteration_error", "mapping_type", "no_such_attribute"),
 }
 _log = logging.getLogger(__name__)
+
+
+class RecordEncoding(Protocol[V]):
+    """Encodes and decodes the records of one namespace: models, or bytes (`opaque.py`)."""
+
+    model: type[V]
+
+    def encode(self, key: str, value: V) -> bytes:
+        """The record's bytes."""
+
+    def decode(self, record: Record) -> V:
+        """The value in `record`."""
+
+    @staticmethod
+    def copied(value: V) -> V:
+        """A copy that shares nothing with `value`."""
 
 
 class Encoding(Generic[M]):
@@ -146,6 +163,11 @@ class Encoding(Generic[M]):
         if not self._encrypts:
             _warn_plain(self._namespace)
         return to_json(revealed(value, from_json(text)), inf_nan_mode="constants")
+
+    @staticmethod
+    def copied(value: M) -> M:
+        """A copy that shares nothing with `value`."""
+        return value.model_copy(deep=True)
 
     def decode(self, record: Record) -> M:
         """The model in `record`, a new object each time.

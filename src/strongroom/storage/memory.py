@@ -9,6 +9,7 @@ from sortedcontainers import SortedDict, SortedSet
 
 from strongroom.errors import RevisionConflict, StoreClosed, WatchExpired
 from strongroom.settings import StorageSettings
+from strongroom.storage.keys import prefix_end
 from strongroom.storage.provider import StorageProvider
 from strongroom.storage.records import (
     PAGE_BYTES,
@@ -24,7 +25,6 @@ from strongroom.storage.records import (
     RecordStore,
     Write,
     check_namespace,
-    prefix_end,
     system_clock,
 )
 

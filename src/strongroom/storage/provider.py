@@ -11,7 +11,7 @@ from typing import Any, ClassVar, final
 
 from strongroom.errors import InvalidNamespace, SettingsError, UnknownProfile
 from strongroom.settings import StorageSettings
-from strongroom.storage.encoding import M, Upgrade
+from strongroom.storage.encoding import M, Upgrade, V
 from strongroom.storage.records import Clock, RecordStore, check_namespace, system_clock
 from strongroom.storage.typed import KeyValueStore
 
@@ -78,13 +78,24 @@ class StorageProvider(ABC):
             InvalidNamespace: The name is not allowed, or differs from another's only in case.
             StoreError: The namespace's file cannot be used.
         """
-        namespace = check_namespace(namespace)
-        if namespace.startswith(OWN_PREFIX):
-            raise InvalidNamespace(
-                f"{namespace!r} cannot be a namespace: the node's own begin with {OWN_PREFIX!r}.",
-                remedy="a name that begins with a letter or digit",
-            )
-        return await self._open_typed(model_cls, namespace, upgrade)
+        return await self._open_typed(model_cls, check_users_namespace(namespace), upgrade)
+
+    @final
+    async def get_bytes_store(self, namespace: str, *, owner: str = "") -> KeyValueStore[bytes]:
+        """Open a namespace as a store of bytes, which are kept as they are given.
+
+        >>> blobs = await provider.get_bytes_store("blobs", owner="my-cache/1")
+
+        Args:
+            namespace: As for `get_kv_store`.
+            owner: Who knows what the bytes mean, and in which version: up to 120 characters without
+                blanks. It is stored with each record, and must be the same at the next opening.
+
+        Raises:
+            InvalidNamespace: The name is not allowed, or differs from another's only in case.
+            StoreError: The namespace's file cannot be used.
+        """
+        return await self._open_typed(bytes, check_users_namespace(namespace), owner=owner)
 
     @final
     async def own_store(self, model_cls: type[M], namespace: str) -> KeyValueStore[M]:
@@ -94,12 +105,12 @@ class StorageProvider(ABC):
         return await self._open_typed(model_cls, namespace)
 
     async def _open_typed(
-        self, model_cls: type[M], namespace: str, upgrade: Sequence[Upgrade] = ()
-    ) -> KeyValueStore[M]:
+        self, model: type[V], namespace: str, upgrade: Sequence[Upgrade] = (), *, owner: str = ""
+    ) -> KeyValueStore[V]:
         namespace = check_namespace(namespace, await self.namespaces())
         records = await self.open(namespace)
         store = KeyValueStore(
-            records, model_cls, namespace, self.clock, upgrade, encrypts=self.encrypts
+            records, model, namespace, self.clock, upgrade, encrypts=self.encrypts, owner=owner
         )
         self.typed[namespace] = (
             store  # so that `strongroom doctor` can check records against the model
@@ -121,6 +132,17 @@ class StorageProvider(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Close every namespace; then `open` raises `StoreClosed`. Closing twice does nothing."""
+
+
+def check_users_namespace(namespace: str) -> str:
+    """`namespace` as a plain str. InvalidNamespace unless users may have it."""
+    namespace = check_namespace(namespace)
+    if namespace.startswith(OWN_PREFIX):
+        raise InvalidNamespace(
+            f"{namespace!r} cannot be a namespace: the node's own begin with {OWN_PREFIX!r}.",
+            remedy="a name that begins with a letter or digit",
+        )
+    return namespace
 
 
 async def open_provider(settings: StorageSettings, clock: Clock = system_clock) -> StorageProvider:

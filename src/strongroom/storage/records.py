@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from strongroom.errors import InvalidKey, InvalidNamespace, NotSupported, ValueTooLarge
+from strongroom.storage.keys import Key, is_tuple
 
 MAX_KEY_BYTES = 1024
 MAX_VALUE_BYTES = 64 * 1024 * 1024
@@ -273,11 +274,19 @@ def expires_at(store: RecordStore, ttl: float | timedelta | None, clock: Clock) 
 
 
 def check_key(key: str) -> str:
-    """`key` as a plain str. InvalidKey unless it has 1 to 1024 UTF-8 bytes without NUL."""
+    """`key` as a plain str. InvalidKey unless it has 1 to 1024 UTF-8 bytes without NUL.
+
+    A `Key` becomes the string that stands for it in a store.
+    """
     if type(key) is str and key.isascii() and 0 < len(key) <= MAX_KEY_BYTES and "\0" not in key:
         return key  # nearly every key; the checks below cost more
     if not isinstance(key, str):
         raise InvalidKey(f"A key is a string; this one is of type {_type(key)}.")
+    if is_tuple(key) and not isinstance(key, Key):
+        raise InvalidKey(
+            "A key that is a plain string cannot begin with U+FDD0, which marks tuples.",
+            remedy="Key(...) for a tuple",
+        )
     key = str.__str__(key)  # of an Enum with str, str() would be another key
     if not key:
         raise InvalidKey("A key must have at least one character; this one is empty.")
@@ -292,6 +301,16 @@ def check_key(key: str) -> str:
     return key
 
 
+def stored_key(text: str) -> str:
+    """Check a key as it is stored, in which a tuple is a string already."""
+    return check_key(Key.of(text) if is_tuple(text) else text)
+
+
+def shown_key(text: str) -> str:
+    """A stored key as users get it: a tuple as a `Key`."""
+    return Key.of(text) if is_tuple(text) else text
+
+
 def _type(value: object) -> str:
     return type(value).__name__
 
@@ -300,17 +319,3 @@ def check_value(key: str, value: bytes, limit: int = MAX_VALUE_BYTES) -> None:
     """Raise ValueTooLarge when `value` is longer than `limit` bytes."""
     if len(value) > limit:
         raise ValueTooLarge(f"The record {key!r} has {len(value)} bytes; the maximum is {limit}.")
-
-
-def prefix_end(prefix: str) -> str | None:
-    """The first string after all keys that begin with `prefix`; None if there is none.
-
-    >>> prefix_end("user:")
-    'user;'
-    """
-    stem = prefix.rstrip("\U0010ffff")
-    if not stem:
-        return None
-    # Code points sort as their UTF-8 bytes do; the surrogates between U+D7FF and U+E000 have none.
-    following = 0xE000 if stem[-1] == "\ud7ff" else ord(stem[-1]) + 1
-    return stem[:-1] + chr(following)

@@ -7,18 +7,18 @@ from types import TracebackType
 from typing import Generic, Self
 
 from strongroom.errors import NotStarted, StoreClosed
-from strongroom.storage.encoding import Encoding, M
+from strongroom.storage.encoding import RecordEncoding, V
 from strongroom.storage.records import Clock, Record, RecordStore, Write, check_key, expires_at
 
 
-class Transaction(Generic[M]):
+class Transaction(Generic[V]):
     """What `KeyValueStore.transaction()` returns. Until it ends, only it sees its writes.
 
     It keeps the revision of each record that was read, and the writes, in memory. At the end one
     `apply` stores the writes, provided that every record read still has its revision.
     """
 
-    def __init__(self, records: RecordStore, encoding: Encoding[M], clock: Clock) -> None:
+    def __init__(self, records: RecordStore, encoding: RecordEncoding[V], clock: Clock) -> None:
         self._records = records
         self._encoding = encoding
         self._clock = clock
@@ -26,7 +26,7 @@ class Transaction(Generic[M]):
         self._writes: dict[str, Write] = {}
         self._begun = self._ended = False
 
-    async def get(self, key: str) -> M | None:
+    async def get(self, key: str) -> V | None:
         """The value of `key`, or what this transaction has written; None if there is none."""
         key = self._check(key)
         if write := self._writes.get(key):
@@ -37,7 +37,7 @@ class Transaction(Generic[M]):
             record = self._read[key]
         return None if record is None else self._encoding.decode(record)
 
-    async def set(self, key: str, value: M, *, ttl: float | timedelta | None = None) -> None:
+    async def set(self, key: str, value: V, *, ttl: float | timedelta | None = None) -> None:
         """Store `value` when the transaction ends."""
         key = self._check(key)
         expires = expires_at(self._records, ttl, self._clock)

@@ -6,13 +6,15 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Generic
+from typing import Any, Generic, cast
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from strongroom.errors import KeyExists, KeyMissing, RevisionConflict
-from strongroom.storage.encoding import Encoding, M, Upgrade
+from strongroom.storage.encoding import Encoding, RecordEncoding, Upgrade, V
+from strongroom.storage.keys import Key
+from strongroom.storage.opaque import BytesEncoding
 from strongroom.storage.records import (
     PAGE_RECORDS,
     Clock,
@@ -23,17 +25,20 @@ from strongroom.storage.records import (
     check_feature,
     check_key,
     expires_at,
+    shown_key,
     system_clock,
     to_datetime,
 )
 from strongroom.storage.transaction import Transaction
 
+_ALL_TUPLES = Key()
 
-class Entry(msgspec.Struct, Generic[M], frozen=True):
+
+class Entry(msgspec.Struct, Generic[V], frozen=True):
     """A record with its revision and times."""
 
     key: str
-    value: M
+    value: V
     revision: int
     created_us: int
     """Microseconds since 1970, UTC, like the other times. The properties return datetimes."""
@@ -56,23 +61,41 @@ class Entry(msgspec.Struct, Generic[M], frozen=True):
         return None if self.expires_us is None else to_datetime(self.expires_us)
 
 
-class Change(msgspec.Struct, Generic[M], frozen=True):
+class Set(msgspec.Struct, Generic[V], frozen=True):
+    """A write of `KeyValueStore.apply`: store `value`, under the conditions that `set` has."""
+
+    key: str
+    value: V
+    ttl: float | timedelta | None = None
+    expect: int | None = None
+    """The revision that the record must have; 0: there must be none."""
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """A write of `KeyValueStore.apply`: delete the record, if there is one."""
+
+    key: str
+    expect: int | None = None
+
+
+class Change(msgspec.Struct, Generic[V], frozen=True):
     """The latest state of a changed key. `value` is None if it was deleted or has expired."""
 
     key: str
-    value: M | None
+    value: V | None
     revision: int
 
 
-class KeyValueStore(Generic[M]):
-    """The records of one namespace, each an instance of one Pydantic model.
+class KeyValueStore(Generic[V]):
+    """The records of one namespace, each an instance of one Pydantic model, or bytes.
 
     >>> notes = await provider.get_kv_store(Note, "notes")
     >>> await notes.set("first", Note(text="Hello"))
     >>> await notes.get("first")
     Note(text='Hello')
 
-    Keys are strings of 1 to 1024 UTF-8 bytes without NUL, and sorted by these bytes. Each write
+    Keys are strings of 1 to 1024 UTF-8 bytes without NUL, and sorted by these bytes; a `Key` stands
+    for a tuple, and is given back as one. Each write
     takes a new revision; within a namespace revisions only grow. With `if_revision` a write happens
     only if the record has this revision; 0 means that there is no record.
     """
@@ -80,15 +103,21 @@ class KeyValueStore(Generic[M]):
     def __init__(
         self,
         records: RecordStore,
-        model: type[M],
+        model: type[V],
         namespace: str,
         clock: Clock = system_clock,
         upgrade: Sequence[Upgrade] = (),
         *,
         encrypts: bool = True,
+        owner: str = "",
     ) -> None:
+        made: Any = (
+            BytesEncoding(namespace, owner)
+            if model is bytes
+            else Encoding(cast("Any", model), namespace, upgrade, encrypts=encrypts)
+        )
         self._records = records
-        self._encoding = Encoding(model, namespace, upgrade, encrypts=encrypts)
+        self._encoding: RecordEncoding[V] = made
         self._namespace = namespace
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -98,13 +127,13 @@ class KeyValueStore(Generic[M]):
 
     # --- one record ---------------------------------------------------------------------------
 
-    async def get(self, key: str) -> M | None:
+    async def get(self, key: str) -> V | None:
         """The value of `key`, a new object each time; None if there is none."""
         key = check_key(key)
         [record] = await self._records.read((key,))
         return None if record is None else self._encoding.decode(record)
 
-    async def entry(self, key: str) -> Entry[M] | None:
+    async def entry(self, key: str) -> Entry[V] | None:
         """The value of `key` with its revision and times; None if there is none."""
         key = check_key(key)
         [record] = await self._records.read((key,))
@@ -113,7 +142,7 @@ class KeyValueStore(Generic[M]):
     async def set(
         self,
         key: str,
-        value: M,
+        value: V,
         *,
         ttl: float | timedelta | None = None,
         if_revision: int | None = None,
@@ -136,14 +165,14 @@ class KeyValueStore(Generic[M]):
         [revision] = await self._records.apply((write,))
         return revision
 
-    async def create(self, key: str, value: M, *, ttl: float | timedelta | None = None) -> int:
+    async def create(self, key: str, value: V, *, ttl: float | timedelta | None = None) -> int:
         """Store `value` under a new key. Raises KeyExists if there is a record."""
         try:
             return await self.set(key, value, ttl=ttl, if_revision=0)
         except RevisionConflict as conflict:
             raise KeyExists(key, expected=0, found=conflict.found) from None
 
-    async def update(self, key: str, value: M) -> int:
+    async def update(self, key: str, value: V) -> int:
         """Replace the value of an existing record, which keeps its expiry. Raises KeyMissing."""
         key = check_key(key)
         data = self._encoding.encode(key, value)
@@ -161,7 +190,7 @@ class KeyValueStore(Generic[M]):
         [revision] = await self._records.apply((Write(key, None, expect=if_revision),))
         return revision != 0
 
-    async def modify(self, key: str, function: Callable[[M], M], *, default: M | None = None) -> M:
+    async def modify(self, key: str, function: Callable[[V], V], *, default: V | None = None) -> V:
         """Replace a value by what `function` returns for it, atomically. Returns the new value.
 
         >>> await counters.modify("visits", lambda c: Counter(n=c.n + 1), default=Counter(n=0))
@@ -171,14 +200,14 @@ class KeyValueStore(Generic[M]):
         is raised.
         """
         key = check_key(key)
-        result: M
+        result: V
 
         def change(record: Record | None) -> bytes:
             nonlocal result
             if record is not None:
                 value = self._encoding.decode(record)
             elif default is not None:
-                value = default.model_copy(deep=True)
+                value = self._encoding.copied(default)
             else:
                 raise self._missing(key)
             result = function(value)
@@ -189,7 +218,7 @@ class KeyValueStore(Generic[M]):
 
     # --- many records -------------------------------------------------------------------------
 
-    async def list(self, prefix: str = "") -> dict[str, M]:
+    async def list(self, prefix: str = "") -> dict[str, V]:
         """All records whose keys begin with `prefix`, in key order, as of one moment."""
         prefix = _plain_prefix(prefix)
         page = await self._records.scan(prefix, limit=None, max_bytes=None)
@@ -197,7 +226,7 @@ class KeyValueStore(Generic[M]):
             page.records.sort(key=lambda record: record.key)
         values = {}
         for number, record in enumerate(page.records, start=1):
-            values[record.key] = self._encoding.decode(record)
+            values[shown_key(record.key)] = self._encoding.decode(record)
             if number % PAGE_RECORDS == 0:
                 await asyncio.sleep(0)  # a long list lets others run
         return values
@@ -207,9 +236,10 @@ class KeyValueStore(Generic[M]):
         prefix: str = "",
         *,
         after: str | None = None,
+        until: str | None = None,
         limit: int | None = None,
         reverse: bool = False,
-    ) -> AsyncGenerator[Entry[M], None]:
+    ) -> AsyncGenerator[Entry[V], None]:
         """The records whose keys begin with `prefix`, in key order, in little memory.
 
         >>> async for entry in notes.scan("2026-"):
@@ -221,10 +251,11 @@ class KeyValueStore(Generic[M]):
         Args:
             prefix: What the keys begin with.
             after: Start after this key, which need not exist.
+            until: End before this key, or with `reverse`, start before it.
             limit: Maximum number of records.
             reverse: From the last key to the first.
         """
-        async for page in self._pages(prefix, after, limit, reverse=reverse):
+        async for page in self._pages(prefix, after, until, limit, reverse=reverse):
             for record in page:
                 yield self._entry(record)
 
@@ -233,45 +264,94 @@ class KeyValueStore(Generic[M]):
         prefix: str = "",
         *,
         after: str | None = None,
+        until: str | None = None,
         limit: int | None = None,
         reverse: bool = False,
     ) -> AsyncGenerator[str, None]:
         """The keys alone, with the arguments of `scan`; the values are not read."""
-        async for page in self._pages(prefix, after, limit, reverse=reverse, values=False):
+        async for page in self._pages(prefix, after, until, limit, reverse=reverse, values=False):
             for record in page:
-                yield record.key
+                yield shown_key(record.key)
+
+    async def groups(self, prefix: Key = _ALL_TUPLES) -> AsyncGenerator[Key, None]:
+        """The tuples of one more part than `prefix` with which keys begin: each once, in order.
+
+        >>> async for group in notes.groups(Key("diary")):
+        ...     print(group.parts[-1], await notes.count(group))
+
+        Takes a short read for each, however many records it has.
+        """
+        check_feature(self._records, Feature.ORDERED, "groups()")
+        text, length = check_key(prefix), len(prefix.parts) + 1
+        after = text
+        while True:
+            page = await self._records.scan(text, after=after, limit=1, values=False)
+            if not page.records:
+                return
+            group = Key.of(page.records[0].key).first(length)
+            yield group
+            after = group.end
 
     async def count(self, prefix: str = "") -> int:
         """The number of records whose keys begin with `prefix`."""
         prefix = _plain_prefix(prefix)
         return await self._records.count(prefix)
 
-    async def get_many(self, keys: Iterable[str]) -> dict[str, M]:
+    async def get_many(self, keys: Iterable[str]) -> dict[str, V]:
         """The values of `keys`, in their order. Keys that do not exist are left out."""
         wanted = list(dict.fromkeys(map(check_key, keys)))
         records = await self._records.read(wanted)
-        return {record.key: self._encoding.decode(record) for record in records if record}
+        found = filter(None, records)
+        return {shown_key(record.key): self._encoding.decode(record) for record in found}
 
     async def set_many(
-        self, values: Mapping[str, M], *, ttl: float | timedelta | None = None
+        self, values: Mapping[str, V], *, ttl: float | timedelta | None = None
     ) -> dict[str, int]:
         """Store all of `values`, or none. Returns their revisions."""
         check_feature(self._records, Feature.ATOMIC, "set_many()")
-        expires = expires_at(self._records, ttl, self._clock)
-        writes = {}
-        for given, value in values.items():
-            key = check_key(given)
-            writes[key] = Write(key, self._encoding.encode(key, value), expires)
-        revisions = await self._records.apply(tuple(writes.values()))
-        return dict(zip(writes, revisions, strict=True))
+        revisions = await self.apply([Set(key, value, ttl) for key, value in values.items()])
+        return dict(zip(values, revisions, strict=True))
 
     async def delete_many(self, keys: Iterable[str]) -> int:
         """Delete all of `keys`, or none. Returns how many records there were."""
         check_feature(self._records, Feature.ATOMIC, "delete_many()")
-        writes = [Write(key, None) for key in dict.fromkeys(map(check_key, keys))]
-        return sum(revision != 0 for revision in await self._records.apply(writes))
+        deletions = [Delete(key) for key in dict.fromkeys(keys)]
+        return sum(revision != 0 for revision in await self.apply(deletions))
 
-    def transaction(self) -> Transaction[M]:
+    async def apply(
+        self, writes: Sequence[Set[V] | Delete], *, checks: Mapping[str, int] | None = None
+    ) -> Sequence[int]:
+        """Do all of `writes`, or none, and return when they are durable.
+
+        >>> await notes.apply([Set("b", Note(text="x"), expect=0), Delete("a")], checks={"c": 0})
+
+        Args:
+            writes: No two of the same key.
+            checks: Revisions that other records must have, though they are not written; 0: absent.
+
+        Returns:
+            The new revision of each write, in their order; 0 for deleting what does not exist.
+
+        Raises:
+            RevisionConflict: A condition does not hold; nothing was stored.
+            RecordInvalid: A value does not fit its model.
+        """
+        checked = {check_key(key): revision for key, revision in (checks or {}).items()}
+        if len(writes) + len(checked) > 1:
+            check_feature(self._records, Feature.ATOMIC, "more than one write or check at once")
+        encoded = [self._encoded(write) for write in writes]
+        if len({write.key for write in encoded}) < len(encoded):
+            raise ValueError("Two of the writes have the same key; only one of them could be kept.")
+        return await self._records.apply(encoded, checks=checked or None)
+
+    def _encoded(self, write: Set[V] | Delete) -> Write:
+        key = check_key(write.key)
+        if isinstance(write, Delete):
+            return Write(key, None, expect=write.expect)
+        expires = expires_at(self._records, write.ttl, self._clock)
+        return Write(key, self._encoding.encode(key, write.value), expires, write.expect)
+
+    def transaction(self) -> Transaction[V]:
         """Several reads and writes as one: when the block ends, all writes are stored, or none.
 
         >>> async with accounts.transaction() as transaction:
@@ -287,7 +367,7 @@ class KeyValueStore(Generic[M]):
 
     async def watch(
         self, prefix: str = "", *, after: int | None = None
-    ) -> AsyncGenerator[Change[M], None]:
+    ) -> AsyncGenerator[Change[V], None]:
         """The changes of keys that begin with `prefix`, in the order of their revisions, forever.
 
         >>> async for change in notes.watch(after=cursor):
@@ -313,7 +393,7 @@ class KeyValueStore(Generic[M]):
             page = await self._records.changes(after, since=walk, prefix=prefix)
             for change in page.changes:
                 value = None if change.record is None else self._encoding.decode(change.record)
-                yield Change(change.key, value, change.revision)
+                yield Change(shown_key(change.key), value, change.revision)
             after = page.cursor
 
     def check(self, record: Record) -> None:
@@ -341,6 +421,7 @@ class KeyValueStore(Generic[M]):
         self,
         prefix: str,
         after: str | None,
+        until: str | None,
         limit: int | None,
         *,
         reverse: bool,
@@ -348,25 +429,34 @@ class KeyValueStore(Generic[M]):
     ) -> AsyncGenerator[Sequence[Record], None]:
         prefix = _plain_prefix(prefix)
         after = None if after is None else _plain_prefix(after)
+        until = None if until is None else _plain_prefix(until)
         if limit is not None and limit < 0:
             raise ValueError(f"limit is {limit}; it must be 0 or more, or None for no limit.")
         if after is not None or reverse:
             check_feature(self._records, Feature.ORDERED, "after= and reverse=")
+        if until is not None:
+            check_feature(self._records, Feature.ORDERED, "until=")
+        if reverse and until is not None:
+            after, until = min(until, after or until), None
         left = math.inf if limit is None else limit
         while left > 0:
             size = int(min(PAGE_RECORDS, left))
             page = await self._records.scan(
                 prefix, after=after, limit=size, reverse=reverse, values=values
             )
-            yield page.records
+            records = page.records
+            if until is not None and records and records[-1].key >= until:
+                yield [record for record in records if record.key < until]
+                return
+            yield records
             if not page.more:
                 return
             left -= len(page.records)
             after = page.records[-1].key
 
-    def _entry(self, record: Record) -> Entry[M]:
+    def _entry(self, record: Record) -> Entry[V]:
         return Entry(
-            record.key,
+            shown_key(record.key),
             self._encoding.decode(record),
             record.revision,
             record.created,

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from strongroom.storage import Feature
-from strongroom.testing.cases import provider, record, typed, watch
+from strongroom.testing.cases import keys, provider, record, typed, watch
 from strongroom.testing.trial import Case, Make, Trial
 
 __all__ = ["CASES", "SLOW_CASES", "Outcome", "Report", "conformance", "conformance_tests"]
 
 _ALL_CASES = [
     case
-    for module in (provider, record, typed, watch)
+    for module in (provider, record, typed, keys, watch)
     for case in vars(module).values()
     if isinstance(case, Case)
 ]

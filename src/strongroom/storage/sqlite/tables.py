@@ -12,6 +12,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from strongroom.storage.keys import prefix_end
 from strongroom.storage.records import (
     PAGE_BYTES,
     PAGE_RECORDS,
@@ -22,7 +23,6 @@ from strongroom.storage.records import (
     Record,
     RecordChange,
     Write,
-    prefix_end,
 )
 
 VERSION = 1

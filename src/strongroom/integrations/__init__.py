@@ -1,0 +1,1 @@
+"""Our storage under other frameworks. Each module needs its framework: `strongroom[NAME]`."""
