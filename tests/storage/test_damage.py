@@ -125,6 +125,7 @@ async def test_a_changed_byte_in_the_log_is_noticed(killed: Path, tmp_path: Path
 
 
 async def test_a_torn_last_transaction_was_never_acknowledged(copy: Path) -> None:
+    (copy / "__commits").unlink()  # otherwise it tells that this one was acknowledged
     log = copy / f"{NOTES}-wal"
     last = transactions(log.read_bytes())[-1]
     flip(log, 32 + last[-1] * FRAME + 2000)
@@ -204,14 +205,23 @@ async def test_a_file_that_is_cut_off_at_any_page_is_damage(
         assert await outcome(directory) is StoreDamaged, f"{cut} of {size}"
 
 
-async def test_a_log_that_is_cut_off_at_any_frame_gives_no_half_transaction(
+async def test_a_log_that_is_cut_off_at_any_frame_is_damage(killed: Path, tmp_path: Path) -> None:
+    log = (killed / f"{NOTES}-wal").read_bytes()
+    for frame in range(len(log) // FRAME):
+        directory = Path(shutil.copytree(killed, tmp_path / str(frame)))
+        os.truncate(directory / f"{NOTES}-wal", 32 + frame * FRAME)
+        assert await outcome(directory) is StoreDamaged, frame
+
+
+async def test_after_a_power_loss_a_log_that_is_cut_off_gives_no_half_transaction(
     killed: Path, tmp_path: Path
 ) -> None:
-    """What it had ended with was not marked yet, so that this is not noticed; the rest is whole."""
+    """What it had ended with was not noted durably, so it is not noticed; the rest is whole."""
     log = (killed / f"{NOTES}-wal").read_bytes()
     everything, ends = expected(), [t.stop for t in transactions(log)]
     for frame in range(len(log) // FRAME):
         directory = Path(shutil.copytree(killed, tmp_path / str(frame)))
+        (directory / "__commits").write_bytes(b"")
         os.truncate(directory / f"{NOTES}-wal", 32 + frame * FRAME)
         found = await outcome(directory)
         assert isinstance(found, dict), frame

@@ -147,10 +147,12 @@ async def test_a_file_moved_away_under_a_running_node_stops_it_until_it_is_back(
     await notes.set("a", Note(text="before"))
     (directory / NOTES).rename(tmp_path / "away")
     for _ in range(2):
-        with pytest.raises(StoreUnavailable, match=r"removed or replaced.*Try: put it back"):
+        with pytest.raises(
+            StoreUnavailable, match=r"removed, replaced or changed.*Try: put it back"
+        ):
             await notes.set("a", Note(text="while it is away"))
     shutil.copy(tmp_path / "away", directory / NOTES)  # a copy is another file
-    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+    with pytest.raises(StoreUnavailable, match="removed, replaced or changed"):
         await notes.set("a", Note(text="beside a copy"))
     (tmp_path / "away").replace(directory / NOTES)
     assert await notes.get("a") == Note(text="before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import apsw
 
@@ -106,12 +107,18 @@ def open_empty(path: Path, key: FileKey | None) -> apsw.Connection:
 
 
 def open_existing(
-    path: Path, key: FileKey | None, *, read_only: bool = False, check_log: bool = True
+    path: Path,
+    key: FileKey | None,
+    *,
+    read_only: bool = False,
+    check_log: bool = True,
+    acknowledged: wal.LogEnd = wal.NO_FRAMES,
 ) -> apsw.Connection:
     """Open an existing database, after checking the write-ahead log that a crash may have left.
 
     The caller has compared the file's header with `key`. SQLite never gets its create flag, since
-    with it an empty file would open as a new, empty store.
+    with it an empty file would open as a new, empty store. `acknowledged` is what the log has to
+    contain, if that is known.
 
     Raises:
         StoreMissing: There is no such file.
@@ -122,7 +129,7 @@ def open_existing(
         raise StoreMissing(f"{path} is not there.", remedy="put it back from a backup", path=path)
     try:
         if check_log:
-            wal.check(path, lambda: _connect(path, key, read_only=False))
+            wal.check(path, lambda: _connect(path, key, read_only=False), acknowledged)
         connection = _connect(path, key, read_only=read_only)
         try:
             connection.execute("SELECT 1 FROM sqlite_schema").fetchall()  # decrypts the first page
@@ -132,6 +139,11 @@ def open_existing(
     except apsw.Error as error:
         raise explain(error, path) from error
     return connection
+
+
+def open_without_log(path: Path, key: FileKey | None) -> apsw.Connection:
+    """Open a database for reading as if it had no log. Nobody may write it meanwhile."""
+    return _connect(f"file:{quote(str(path))}?immutable=1", key, read_only=True)
 
 
 def explain(error: apsw.Error, path: Path, namespace: str | None = None) -> StorageError:
@@ -152,9 +164,11 @@ def explain(error: apsw.Error, path: Path, namespace: str | None = None) -> Stor
     return StoreUnavailable(f"{path}: {reason}.", remedy=remedy, path=path, namespace=namespace)
 
 
-def _connect(path: Path, key: FileKey | None, *, read_only: bool) -> apsw.Connection:
+def _connect(path: Path | str, key: FileKey | None, *, read_only: bool) -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
-    connection = apsw.Connection(str(path), flags=flags, statementcachesize=64)
+    connection = apsw.Connection(
+        str(path), flags=flags | apsw.SQLITE_OPEN_URI, statementcachesize=64
+    )
     try:
         if key is not None:
             connection.execute(f"PRAGMA cipher = '{CIPHER}'", can_cache=False).fetchall()

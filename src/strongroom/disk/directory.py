@@ -22,6 +22,8 @@ _TEMPORARY = ".new"
 LOG_SUFFIX = "-wal"
 SHARED_MEMORY_SUFFIX = "-shm"
 JOURNAL_SUFFIX = "-journal"
+COMMITS = "__commits"
+"""The file in which `commits.py` notes what was committed."""
 
 
 def log_of(path: Path) -> Path:
@@ -30,22 +32,27 @@ def log_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn an OSError into StoreUnavailable."""
     try:
         yield
     except OSError as error:
-        raise StoreUnavailable(
-            f"{path} cannot be written: {error.strerror or error}.",
-            remedy="check that the disk has space and that the directory is writable",
-            path=path,
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> StoreUnavailable:
+    """The error for a file that the disk refuses to write."""
+    return StoreUnavailable(
+        f"{path} cannot be written: {error.strerror or error}.",
+        remedy="check that the disk has space and that the directory is writable",
+        path=path,
+    )
 
 
 def make_directory(path: Path) -> None:
     """Create `path` and its missing parents, mode 0700, each durable in its parent."""
     missing = [p for p in (path, *path.parents) if not p.exists()]
-    with _writing(path):
+    with writing(path):
         for directory in reversed(missing):
             directory.mkdir(mode=0o700, exist_ok=True)
             sync_directory(directory.parent)
@@ -136,7 +143,7 @@ def sync_file(path: Path) -> None:
 
 
 def _sync(path: Path, flags: int) -> None:
-    with _writing(path):
+    with writing(path):
         descriptor = os.open(path, flags)
         try:
             os.fsync(descriptor)
@@ -155,7 +162,7 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> 
     Raises:
         StoreUnavailable: The disk refused, or there is a file at `path`.
     """
-    with _writing(path):
+    with writing(path):
         temporary = temporary_beside(path)
         try:
             write(temporary)
@@ -177,18 +184,22 @@ def temporary_beside(path: Path) -> Path:
     0600.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-    with _writing(path):
+    with writing(path):
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
             old = path.lstat() if os.path.lexists(path) else None
-            like = old or path.parent.stat()
-            with contextlib.suppress(PermissionError):  # only root may give files away
-                os.fchown(descriptor, like.st_uid, like.st_gid)
+            give(descriptor, old or path.parent.stat())
             if old is not None:
                 os.fchmod(descriptor, stat.S_IMODE(old.st_mode) | 0o600)
         finally:
             os.close(descriptor)
     return temporary
+
+
+def give(descriptor: int, like: os.stat_result) -> None:
+    """Give a file the owner and group of another, if this is root's process."""
+    with contextlib.suppress(PermissionError):
+        os.fchown(descriptor, like.st_uid, like.st_gid)
 
 
 def replace_database(path: Path, new: Path) -> None:
@@ -203,7 +214,7 @@ def replace_database(path: Path, new: Path) -> None:
         if log.exists():
             raise StoreUnavailable(f"{log} is in the way. Try it again.", path=log)
     sync_directory(path.parent)
-    with _writing(path):
+    with writing(path):
         new.replace(path)
     sync_directory(path.parent)
 
@@ -211,12 +222,12 @@ def replace_database(path: Path, new: Path) -> None:
 def remove_with_journals(path: Path) -> None:
     """Delete a database and the files that SQLite may have left beside it."""
     for suffix in (LOG_SUFFIX, SHARED_MEMORY_SUFFIX, JOURNAL_SUFFIX, ""):
-        with _writing(path):
+        with writing(path):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def remove_leftovers(directory: Path) -> None:
     """Delete files that were unfinished when the node was killed. Nothing depends on them."""
     for path in directory.glob(f".*.db.*{_TEMPORARY}*"):
-        with _writing(path):
+        with writing(path):
             path.unlink(missing_ok=True)

@@ -4,15 +4,17 @@ SQLite's recovery ends at the first invalid frame. It drops this frame and all t
 an error. That is right after a torn last write, whose transaction was never acknowledged. But after
 damage further up it loses acknowledged transactions. A transaction starts only after the fsync of
 the one before, so the commit of a later transaction after the first invalid frame proves damage.
+So does a log that lacks what was noted of the last commit (`commits.py`).
 The format is described in https://sqlite.org/fileformat2.html, section 4.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import apsw
 
@@ -28,22 +30,52 @@ _MAGIC = 0x377F0682  # its lowest bit is the byte order of the checksums
 _VERSION = 3007000
 
 
-def check(path: Path, connect: Callable[[], apsw.Connection]) -> None:
-    """Raise StoreDamaged if the log beside `path` holds commits that SQLite would drop.
+PUT_NEWEST_BACK = (
+    "keep a copy of the file and of its log, then put the newest copies of both back; if the whole "
+    "directory is from a backup, delete __commits"
+)
+
+
+class LogEnd(NamedTuple):
+    """Where a commit ends in a log."""
+
+    frames: int
+    seal: bytes
+    """Salts and checksum of the last frame. SQLite computes it over all frames up to there."""
+
+
+NO_FRAMES = LogEnd(0, bytes(16))
+
+
+def read_end(log: int, frames: int) -> LogEnd:
+    """The end of a log after a number of frames. `log` is a descriptor."""
+    if not frames:
+        return NO_FRAMES
+    offset = _HEADER.size + (frames - 1) * _FRAME_SIZE
+    return LogEnd(frames, os.pread(log, _FRAME.size, offset)[8:])
+
+
+def check(path: Path, connect: Callable[[], apsw.Connection], acknowledged: LogEnd) -> None:
+    """Raise StoreDamaged if the log beside `path` lacks commits, or SQLite would drop some.
 
     Args:
         path: The database.
         connect: Opens the database. The check changes no byte, and leaves no file.
+        acknowledged: The end of the last commit that is known to have been acknowledged.
     """
     log = log_of(path)
     if not log.exists() or log.stat().st_size < _HEADER.size + _FRAME_SIZE:
+        if acknowledged.frames:
+            raise _damaged(log, "what was acknowledged last is missing from it")
         return
     with open_file(log) as file:
         salts = _salts(file.read(_HEADER.size))
         if salts is None:
             raise _damaged(log, "its header is not valid, and frames follow it")
+        if acknowledged.frames and read_end(file.fileno(), acknowledged.frames) != acknowledged:
+            raise _damaged(log, "it does not contain what was acknowledged last")
         recovered = _recovered_frames(connect)
-        if _later_commit(file, recovered, salts):
+        if recovered < acknowledged.frames or _later_commit(file, recovered, salts):
             raise _damaged(log, f"frame {recovered + 1} is not valid, and later commits follow it")
 
 
@@ -103,6 +135,6 @@ def _checksum(data: bytes, order: str) -> tuple[int, int]:
 def _damaged(log: Path, how: str) -> StoreDamaged:
     return StoreDamaged(
         f"{log} is damaged: {how}. Nothing was written.",
-        remedy="keep a copy of it and of the database, then put both back from a backup",
+        remedy=PUT_NEWEST_BACK,
         path=log,
     )

@@ -196,7 +196,7 @@ def _refusing_as_sqlite() -> Iterator[None]:
 def _recorded_calls(disk: Disk) -> dict[str, Callable[..., Any]]:
     """Functions that replace those of `os` that change names or sync, and record."""
     opened: dict[int, str | None] = {}
-    usual_open, usual_sync = os.open, os.fsync
+    usual_open, usual_sync, usual_write = os.open, os.fsync, os.pwrite
 
     def open_recorded(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
         inside = disk.inside(path)
@@ -212,6 +212,12 @@ def _recorded_calls(disk: Disk) -> dict[str, Callable[..., Any]]:
         with disk.recording(*([] if inside is None else [operation])):
             usual_sync(descriptor)
 
+    def write_recorded(descriptor: int, data: bytes, offset: int) -> int:
+        inside = opened.get(descriptor)
+        operation = Operation("write", inside or "", offset, bytes(data))
+        with disk.recording(*([operation] if inside else [])):
+            return usual_write(descriptor, data, offset)
+
     def naming(kind: str, call: Callable[..., None]) -> Callable[..., None]:
         def recorded(path: Any, *others: Any, **options: Any) -> None:
             inside = disk.inside(path)
@@ -223,7 +229,7 @@ def _recorded_calls(disk: Disk) -> dict[str, Callable[..., Any]]:
 
     names = {"replace": "rename", "rename": "rename", "link": "link", "unlink": "remove"}
     calls = {call: naming(kind, getattr(os, call)) for call, kind in names.items()}
-    return {"open": open_recorded, "fsync": sync_recorded, **calls}
+    return {"open": open_recorded, "fsync": sync_recorded, "pwrite": write_recorded, **calls}
 
 
 # --- what a disk may hold -------------------------------------------------------------------------

@@ -7,15 +7,16 @@ import contextlib
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable
-from typing import Concatenate, NamedTuple, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 
 import apsw
 
 from strongroom.disk import database
-from strongroom.errors import FormatUnsupported, StoreClosed, StoreForked, StoreUnavailable
+from strongroom.disk.commits import Guard
+from strongroom.errors import StoreClosed, StoreForked, StoreUnavailable
 from strongroom.keys.derive import FileKey
-from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.files import StoreFiles
+from strongroom.storage.sqlite.opening import Opened, open_store
 from strongroom.storage.sqlite.rotation import RekeyedCopy
 from strongroom.storage.sqlite.writer import CommitListener, Task, Writer
 from strongroom.threads import Threads, finish
@@ -30,20 +31,11 @@ T = TypeVar("T")
 class ConnectionsListener(CommitListener, Protocol):
     """Hears what happens to the connections, on the event loop."""
 
-    def on_open(self, next_expiry: int | None, *, is_marked: bool) -> None:
-        """The file was opened. Says when its next record expires, and if all in it is marked."""
+    def on_open(self, *, is_marked: bool) -> None:
+        """The file was opened. Says whether all in it is marked."""
 
     def on_disconnect(self) -> None:
         """The file was closed, and may be another one when it is opened again."""
-
-
-class _Opened(NamedTuple):
-    writing: apsw.Connection
-    reading: apsw.Connection
-    key: FileKey | None
-    revision: int
-    next_expiry: int | None
-    is_marked: bool
 
 
 class Connections:
@@ -118,41 +110,29 @@ class Connections:
                 await finish(self._disconnect())
 
     async def _connect(self) -> None:
-        opened = await self._threads.run(self._open_file)
-        self._key, self.reader = opened.key, opened.reading
+        opened, reader, guard = await self._threads.run(self._open_file)
+        self._key, self.reader = opened.key, reader
         self.writer = Writer(
-            opened.writing,
+            opened.connection,
             self.path,
-            revision=opened.revision,
+            guard=guard,
+            revision=opened.head.revision,
             clock=self._files.clock,
             listener=self._listener,
         )
-        self._listener.on_open(opened.next_expiry, is_marked=opened.is_marked)
+        self._listener.on_open(is_marked=opened.is_marked)
 
-    def _open_file(self) -> _Opened:
-        key = self._files.unlock(self.namespace)
-        writing = database.open_existing(self.path, key)
+    def _open_file(self) -> tuple[Opened, apsw.Connection, Guard]:
+        opened = open_store(self._files, self.namespace, self.path)
         try:
-            if (found := tables.version(writing)) != tables.VERSION:
-                raise FormatUnsupported(
-                    f"{self.path} has tables of version {found}, and this Strongroom knows "
-                    f"version {tables.VERSION}.",
-                    remedy="a newer Strongroom",
-                    path=self.path,
-                    namespace=self.namespace,
-                )
-            head = tables.head(writing)
-            is_marked = self._files.verify(self.namespace, head)
-            next_expiry = tables.next_expiry(writing)
-            reading = database.open_existing(self.path, key, check_log=False)
-            reading.set_busy_timeout(0)
-        except apsw.Error as error:
-            writing.close()
-            raise database.explain(error, self.path, self.namespace) from error
+            reader = database.open_existing(self.path, opened.key, check_log=False)
+            reader.set_busy_timeout(0)
+            head = opened.head
+            guard = Guard(self.path, head.file_id, self._files.commits, head.revision)
         except BaseException:
-            writing.close()
+            opened.connection.close()
             raise
-        return _Opened(writing, reading, key, head.revision, next_expiry, is_marked)
+        return opened, reader, guard
 
     # --- closing ------------------------------------------------------------------------------
 

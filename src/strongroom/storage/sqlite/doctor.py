@@ -28,6 +28,7 @@ from strongroom.storage.provider import NODE_META
 from strongroom.storage.records import OnProgress, Record
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, StoreFiles
+from strongroom.storage.sqlite.opening import open_store
 from strongroom.storage.sqlite.provider import SqliteProvider
 from strongroom.storage.typed import KeyValueStore
 
@@ -266,9 +267,9 @@ class _Reading:
             return False
 
         connection.set_progress_handler(report, STEPS)
-        messages = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
+        messages = tables.problems(connection)
         connection.set_progress_handler(None)
-        return [] if messages == ["ok"] else messages
+        return messages
 
     def _check_records(self, connection: apsw.Connection) -> int:
         now = self._files.clock()
@@ -320,15 +321,13 @@ def _examine_copy(files: StoreFiles, namespace: str, progress: _Bytes) -> list[F
         ]
     copies = Path(tempfile.mkdtemp(prefix="strongroom-doctor-"))  # mode 0700
     try:
-        key = files.unlock(namespace)
         for part in (path, log_of(path)):
             if part.exists():
                 shutil.copyfile(part, copies / part.name)
-        with contextlib.closing(database.open_existing(copies / path.name, key)) as connection:
-            head = tables.head(connection)
+        opened = open_store(files, namespace, copies / path.name)
+        with contextlib.closing(opened.connection) as connection:
             if namespace == NODE_META:
                 files.load_seen(_remembered(connection, files.clock()))
-            files.verify(namespace, head)
             return _Reading(files, namespace, progress).findings(connection)
     except apsw.Error as error:
         return [problem(database.explain(error, path, namespace), namespace)]

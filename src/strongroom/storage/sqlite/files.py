@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from strongroom.disk import database
+from strongroom.disk.commits import Commits
 from strongroom.disk.directory import (
     DirectoryLock,
     check_filesystem,
@@ -27,6 +28,7 @@ from strongroom.disk.directory import (
 from strongroom.disk.header import check_plain, read_header
 from strongroom.disk.inspect import check_database, check_directory, check_files, is_directory
 from strongroom.disk.keyfile import KeystoreFile, read_keystore, write_keystore
+from strongroom.disk.wal import PUT_NEWEST_BACK
 from strongroom.errors import (
     ForeignStore,
     KeystoreMissing,
@@ -46,7 +48,6 @@ from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.keys.keystore import KeyState, Keystore, KeystoreContents
 from strongroom.keys.master import MasterKey, read_master_key
 from strongroom.settings import StorageSettings
-from strongroom.storage.provider import NODE_META
 from strongroom.storage.records import Clock, Record
 from strongroom.storage.sqlite import tables
 from strongroom.threads import Threads
@@ -95,6 +96,7 @@ class StoreFiles:
         self.directory = settings.directory.absolute()
         self.encrypts = encrypts
         self.clock = clock
+        self.commits = Commits(self.directory)
         self.watermarks: dict[str, Watermark] = {}
         self.seen: KeystoreSeen | None = None
         self._settings = settings
@@ -165,6 +167,8 @@ class StoreFiles:
         self._lock = DirectoryLock(self.directory)
         check_files(self.directory)
         self._check_profile()
+        self.commits.load()
+        self.commits.open()
         return master
 
     def _read_master_key(self) -> MasterKey | None:
@@ -197,6 +201,7 @@ class StoreFiles:
         try:
             check_files(self.directory)
             self._check_profile()
+            self.commits.load()
             path = self.path(KEYSTORE)
             contents = read_keystore(path, master)
             self._keystore = Keystore(KeystoreFile(path, self._threads), master, contents)
@@ -206,6 +211,7 @@ class StoreFiles:
 
     def release(self) -> None:
         """Give the directory back."""
+        self.commits.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -373,8 +379,14 @@ class StoreFiles:
             path=path,
         )
 
-    def verify(self, namespace: str, head: tables.StoreHead) -> bool:
+    def marked(self, namespace: str) -> int:
+        """The revision that NODE_META remembers of a store."""
+        return self.watermarks.get(namespace, Watermark()).revision
+
+    def verify(self, namespace: str, head: tables.StoreHead, acknowledged: int) -> bool:
         """Check that a file is the newest copy; returns whether its watermark is up to date.
+
+        `acknowledged` is a revision that it had before a kill, or 0.
 
         Raises:
             StoreRolledBack: It is an older copy.
@@ -384,12 +396,12 @@ class StoreFiles:
         if not self.encrypts and head.file_id != entry.key.file_id:
             raise self._not_ours(namespace, head.file_id)
         seen = self.watermarks.get(namespace, Watermark())
-        if head.revision < seen.revision or seen.stamp not in (head.stamp, head.previous_stamp):
+        newest = max(seen.revision, acknowledged)
+        if head.revision < newest or seen.stamp not in (head.stamp, head.previous_stamp):
             raise StoreRolledBack(
                 f"{path} is an older copy of the store: it is at revision {head.revision}, "
-                f"and {NODE_META} remembers revision {seen.revision} of another copy. Nothing "
-                "was changed.",
-                remedy="put the newest copy back",
+                f"and revision {newest} is known of another copy. Nothing was changed.",
+                remedy=PUT_NEWEST_BACK if acknowledged else "put the newest copy back",
                 path=path,
                 namespace=namespace,
             )

@@ -268,7 +268,10 @@ class SqliteProvider(StorageProvider):
             for store in stores:
                 stamp = secrets.token_bytes(8)
                 known = self.files.watermarks.get(store.namespace, Watermark()).stamp
-                new[store.namespace] = Watermark(await store.mark(stamp, known), stamp)
+                try:
+                    new[store.namespace] = Watermark(await store.mark(stamp, known), stamp)
+                except StorageError as error:  # of this store alone; the others get theirs
+                    log.warning("%s", error)
             await self._meta.apply(
                 [Write(f"{MARK}{name}", msgspec.json.encode(mark)) for name, mark in new.items()]
             )
@@ -290,7 +293,7 @@ class SqliteProvider(StorageProvider):
             await asyncio.sleep(TICK_SECONDS)
             for namespace, store in list(self._stores.items()):
                 try:
-                    await store.sweep()
+                    await store.sweep(self.clock())
                     connections = store.connections
                     idle[namespace] = 0 if connections.was_used else idle.get(namespace, 0) + 1
                     connections.was_used = False

@@ -6,7 +6,6 @@ Writes share commits. Single reads run on the event loop, everything longer on t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import apsw
@@ -49,7 +48,6 @@ class SqliteStore(RecordStore):
         self._clock = files.clock
         self._cache = RecordCache(CACHE_BYTES)
         self._changed = asyncio.Event()
-        self._next_expiry: int | None = None
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self.namespace!r} in {self.connections.path}>"
@@ -139,39 +137,39 @@ class SqliteStore(RecordStore):
         try:
             while True:
                 changed = self._changed
-                await self.sweep()
+                now = self._clock()
+                await self.sweep(now)  # a record that is left out below has become a deletion
                 found = await connections.run_read(
-                    _changes, after, since=since, prefix=prefix, limit=limit, now=self._clock()
+                    _changes, after, since=since, prefix=prefix, limit=limit, now=now
                 )
                 if found.changes:
                     return found
                 after = found.cursor
-                await self._wait(changed)
+                await changed.wait()
         finally:
             connections.calls -= 1
-
-    async def _wait(self, changed: asyncio.Event) -> None:
-        """Wait for a change, looking at the clock each second where records expire."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if self._next_expiry is None else 1.0):
-                await changed.wait()
 
     async def close(self) -> None:
         await self.connections.close()
 
     # --- for the provider ---------------------------------------------------------------------
 
-    async def sweep(self) -> None:
-        """Turn records that have expired into deletions, if the file is open."""
-        while (
-            (writer := self.connections.writer)
-            and not writer.broken
-            and self._next_expiry is not None
-            and self._next_expiry <= self._clock()
-        ):
-            self._next_expiry = await writer.sweep()
-            self.is_marked = False
-            self._wake_watchers()
+    async def sweep(self, now: int) -> None:
+        """Turn records that have expired by `now` into deletions, if the file is open."""
+        connections = self.connections
+        while (writer := connections.writer) and not writer.broken and self._has_expired(now):
+            connections.calls += 1  # until `on_commit`
+            await writer.sweep(now)
+
+    def _has_expired(self, now: int) -> bool:
+        reader = self.connections.reader
+        if reader is None:
+            return False
+        try:
+            expiry = tables.next_expiry(reader)
+        except apsw.BusyError:
+            return False
+        return expiry is not None and expiry <= now
 
     async def mark(self, stamp: bytes, known: bytes) -> int:
         """Write a new stamp into the file, beside the `known` one that `__node_meta` remembers.
@@ -211,8 +209,7 @@ class SqliteStore(RecordStore):
 
     # --- what the connections report ----------------------------------------------------------
 
-    def on_open(self, next_expiry: int | None, *, is_marked: bool) -> None:
-        self._next_expiry = next_expiry
+    def on_open(self, *, is_marked: bool) -> None:
         self.is_marked = is_marked
 
     def on_commit(self, batch: list[Waiting], outcomes: list[Outcome], now: int) -> None:
@@ -223,8 +220,6 @@ class SqliteStore(RecordStore):
                 for place, write in enumerate(writes):
                     if write.key in self._cache:
                         self._cache.commit(write, outcome[place], now)
-                    if write.expires is not None:
-                        self._next_expiry = min(write.expires, self._next_expiry or write.expires)
         writer = self.connections.writer
         if writer is not None and writer.broken:
             self._cache.clear()

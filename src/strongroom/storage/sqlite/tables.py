@@ -106,6 +106,30 @@ def mark(connection: apsw.Connection, stamp: bytes, known: bytes, now: int) -> i
     return revision
 
 
+def unreachable(connection: apsw.Connection, after: int) -> int:
+    """How many entries of the index of revisions, after a revision, do not match their record.
+
+    So it is if old pages were put among newer ones.
+    """
+    return int(
+        connection.execute(
+            """SELECT count(*) FROM record AS entry INDEXED BY sqlite_autoindex_record_2
+            WHERE entry.revision > ? AND NOT EXISTS (
+                SELECT 1 FROM record AS row NOT INDEXED
+                WHERE row.rowid = entry.rowid AND row.revision = entry.revision AND EXISTS (
+                    SELECT 1 FROM record AS name INDEXED BY sqlite_autoindex_record_1
+                    WHERE name.key = row.key AND name.rowid = row.rowid))""",
+            (after,),
+        ).get
+    )
+
+
+def problems(connection: apsw.Connection) -> list[str]:
+    """What is wrong with the pages and indexes of a store. Reads all of it."""
+    messages = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
+    return [] if messages == ["ok"] else messages
+
+
 # --- reading ----------------------------------------------------------------------------------
 
 
@@ -272,13 +296,16 @@ ON CONFLICT (key) DO UPDATE SET
     updated = excluded.updated, expires = excluded.expires, value = excluded.value"""
 
 
-def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> None:
-    """Delete a record, and remember its deletion."""
+def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> bool:
+    """Delete a record, expired or not, and remember its deletion. Returns whether it existed."""
     connection.execute("DELETE FROM record WHERE key = ?", (key,))
+    if not connection.changes():
+        return False
     connection.execute(
         "INSERT OR REPLACE INTO tombstone (revision, key, deleted) VALUES (?, ?, ?)",
         (revision, key, now),
     )
+    return True
 
 
 def expired(connection: apsw.Connection, now: int, limit: int) -> list[str]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import Any, Protocol
 import apsw
 
 from strongroom.disk import database
+from strongroom.disk.commits import Guard
+from strongroom.disk.directory import unwritable
 from strongroom.errors import RevisionConflict, StorageError, StoreUnavailable
 from strongroom.storage.records import Clock, Write
 from strongroom.storage.sqlite import tables
@@ -59,6 +60,7 @@ class Writer:
         connection: apsw.Connection,
         path: Path,
         *,
+        guard: Guard,
         revision: int,
         clock: Clock,
         listener: CommitListener,
@@ -70,7 +72,7 @@ class Writer:
         self._clock = clock
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._identity = _identity(path)
+        self._guard = guard
         self._last_revision = revision
         self._log_pages = 0
         self._submitted: list[Waiting] = []
@@ -139,10 +141,12 @@ class Writer:
         self._queue.put(lambda: self._perform(task, future))
         return await finish(future)
 
-    async def sweep(self) -> int | None:
-        """Turn expired records into deletions. Returns when the next record expires."""
-        due: int | None = await self.run(self._sweep)
-        return due
+    def sweep(self, now: int) -> asyncio.Future[list[int]]:
+        """Turn some records that have expired by `now` into deletions, as one more batch."""
+        future: asyncio.Future[list[int]] = self._loop.create_future()
+        self._hand_over()
+        self._queue.put(lambda: self._sweep(now, future))
+        return future
 
     async def close(self) -> None:
         """Store what is waiting, checkpoint, and close the connection."""
@@ -155,8 +159,8 @@ class Writer:
             self._thread.join()
 
     def in_place(self) -> bool:
-        """Whether the open file is still the one at its path."""
-        return _identity(self._path) == self._identity
+        """Whether the files are as this node left them, and nobody else has written them."""
+        return self._guard.is_untouched()
 
     # --- on the thread ------------------------------------------------------------------------
 
@@ -169,7 +173,7 @@ class Writer:
                         self._accept(self._queue.get_nowait())
                 self._commit()
                 if self._log_pages >= CHECKPOINT_PAGES:
-                    self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+                    self._checkpoint()
 
     def _accept(self, item: list[Waiting] | Callable[[], None]) -> None:
         if isinstance(item, list):
@@ -179,10 +183,19 @@ class Writer:
             item()
 
     def _commit(self) -> None:
-        batch, self._batch = self._batch, []
-        if not batch:
-            return
-        now = self._clock()
+        if self._batch:
+            batch, self._batch = self._batch, []
+            self._store(batch, self._clock())
+
+    def _sweep(self, now: int, future: asyncio.Future[list[int]]) -> None:
+        try:
+            keys = tables.expired(self._connection, now, SWEEP_RECORDS)
+        except apsw.Error as error:
+            self._give_up(error)  # and `_store` refuses
+            keys = []
+        self._store([([Write(key, None) for key in keys], None, future)], now)
+
+    def _store(self, batch: list[Waiting], now: int) -> None:
         outcomes: list[Outcome]
         try:
             outcomes = self._write(batch, now)
@@ -202,8 +215,8 @@ class Writer:
         self._refuse_if_broken()
         if not self.in_place():
             raise StoreUnavailable(
-                f"{self._path} is no longer the file that this node has opened: it was "
-                "removed or replaced. Nothing was stored.",
+                f"{self._path}, its log or its shared memory is no longer as this node left it: "
+                "it was removed, replaced or changed. Nothing was stored.",
                 remedy="put it back, or restart the node",
                 path=self._path,
             )
@@ -225,7 +238,15 @@ class Writer:
         if in_pieces:
             self._connection.execute("COMMIT")
         self.revision = self._last_revision
+        self._note_commit()
         return outcomes
+
+    def _note_commit(self) -> None:
+        try:
+            self._guard.on_commit(self.revision)
+        except OSError as error:
+            self.broken = True  # what is stored is not what the callers learn
+            raise unwritable(self._path, error) from error
 
     def _write_sets(self, run: list[Waiting], now: int) -> list[list[int]]:
         """Store values without conditions, all in one statement."""
@@ -255,31 +276,22 @@ class Writer:
         return [self._write_one(write, now) for write in writes]
 
     def _write_one(self, write: Write, now: int) -> int:
-        if write.value is None and not tables.found_at(self._connection, write.key, now):
-            return 0
-        if write.value is None:
-            tables.delete(self._connection, write.key, self._last_revision + 1, now)
-        else:
+        revision = self._last_revision + 1
+        if write.value is not None:
             tables.put(self._connection, [write], self._last_revision, now)
-        self._last_revision += 1
-        return self._last_revision
-
-    def _sweep(self, connection: apsw.Connection) -> int | None:
-        now = self._clock()
-        self._refuse_unless_sound()
-        connection.execute("BEGIN IMMEDIATE")
-        revision = self.revision
-        for key in tables.expired(connection, now, SWEEP_RECORDS):
-            revision += 1
-            tables.delete(connection, key, revision, now)
-        connection.execute("COMMIT")
-        self.revision = revision
-        return tables.next_expiry(connection)
+            self._last_revision = revision
+            return revision
+        existed = tables.found_at(self._connection, write.key, now)
+        # An expired record goes too: it would be back if the clock was set back.
+        if tables.delete(self._connection, write.key, revision, now):
+            self._last_revision = revision
+        return revision if existed else 0
 
     def _perform(self, task: Task, future: asyncio.Future[Any]) -> None:
         try:
-            self._refuse_if_broken()
+            self._refuse_unless_sound()
             result = task(self._connection)
+            self._note_commit()
         except Exception as error:  # noqa: BLE001  # the caller of `run` gets it
             self._report(_fail, future, self._give_up(error))
         else:
@@ -302,19 +314,30 @@ class Writer:
                 self._connection.execute("ROLLBACK")
         return failure
 
-    def _checkpoint(self, mode: int) -> None:
+    def _checkpoint(self) -> bool:
+        """Move what is in the log to the database. Returns whether all was moved."""
         try:
-            self._connection.wal_checkpoint(mode=mode)
-        except apsw.Error as error:  # the log keeps what was not moved
+            frames, moved = self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if is_complete := frames == moved:
+                self._guard.on_checkpoint(self.revision)
+        except (apsw.Error, OSError, StorageError) as error:  # the log keeps what was not moved
             log.warning("%s: no checkpoint: %s", self._path, error)
-        self._log_pages = 0
+            return False
+        finally:
+            self._guard.look()
+            self._log_pages = 0
+        return is_complete
 
     def _stop(self, stopped: asyncio.Future[None]) -> None:
-        if not self.broken and self.in_place():
-            self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self._connection.set_wal_hook(None)
-        with contextlib.suppress(apsw.Error):
+        removes_log = not self.broken and self.in_place() and self._checkpoint()
+        # Otherwise the log stays, with what it proves.
+        self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, not removes_log)
+        with contextlib.suppress(apsw.Error, OSError):
             self._connection.close()
+            if removes_log:
+                self._guard.on_removal()
+        self._guard.close()
         self._report(_fulfil, stopped, None)
         raise SystemExit
 
@@ -346,11 +369,3 @@ def _fulfil(future: asyncio.Future[Any], result: object) -> None:
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116  # called before each commit, and Path is slower
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_nlink
