@@ -23,6 +23,7 @@ from strongroom.messaging.address import new_id
 from strongroom.messaging.delivery import AtMostOnce
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
 from strongroom.messaging.flow import STALL_SECONDS, Release
+from strongroom.messaging.places import own_place
 from strongroom.messaging.rpc import (
     Request,
     Response,
@@ -64,7 +65,8 @@ class _Stream:
                 raise self.error
             self._arrived.clear()
             async with asyncio.timeout(timeout):
-                await self._arrived.wait()
+                with own_place.get():
+                    await self._arrived.wait()
         item, release = self.items.popleft()
         self._read_at = asyncio.get_running_loop().time()
         release()
@@ -150,8 +152,9 @@ class OutgoingCalls:
         answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         corr_id = self._expect(request, answer)
         try:
-            await self._delivery.send(request)
-            response = await answer
+            with own_place.get():
+                await self._delivery.send(request)
+                response = await answer
         except MessageTooLarge as error:
             raise _named(error, method) from None
         finally:
@@ -240,6 +243,7 @@ class OutgoingCalls:
         waiting = self._waiting.get(envelope.corr_id or "")
         if waiting is None:
             release()
+            self.check_reader(envelope)
             return
         try:
             response = read_response(payload)
@@ -259,6 +263,12 @@ class OutgoingCalls:
         elif not waiting.answer.done():
             waiting.answer.set_result(response)
         release()
+
+    def check_reader(self, envelope: Envelope) -> None:
+        """End a stream that nobody reads any more, if `envelope` comes from one."""
+        if envelope.reply_to is not None and envelope.corr_id not in self._waiting:
+            closed = DeliveryAck(ok=False, code=NackCode.STREAM_CLOSED)
+            self._sender.acknowledge(envelope, closed)
 
     def on_nack(self, envelope: Envelope, nack: DeliveryAck) -> None:
         """A request was not delivered, or its answer will not come."""
