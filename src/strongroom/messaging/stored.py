@@ -6,6 +6,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel
 
+from strongroom.errors import ProtocolError
+from strongroom.messaging.envelope import Data, Envelope, decode
+
 OUTBOX = "__delivery_outbox"
 INBOX = "__delivery_inbox"
 DEAD_LETTERS = "__delivery_dead_letters"
@@ -43,3 +46,15 @@ class DeadLetter(BaseModel):
     envelope: str
     attempts: int = 0
     reasons: list[str] = []
+
+
+def read_message(text: str) -> tuple[Envelope, Data]:
+    """The message in a record, and its data.
+
+    Raises:
+        ProtocolError: It cannot be read.
+    """
+    envelope = decode(text.encode())
+    if envelope is None or not isinstance(envelope.frame, Data):
+        raise ProtocolError("Not a message: it has no data")
+    return envelope, envelope.frame

@@ -21,7 +21,7 @@ import msgspec
 from strongroom.errors import FabricError, ProtocolError
 from strongroom.messaging.address import new_id
 from strongroom.messaging.delivery import AtMostOnce, Runner, Work
-from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, ReplyType, decode, encode
+from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, ReplyType, encode
 from strongroom.messaging.link import check_size
 from strongroom.messaging.sender import Sender
 from strongroom.messaging.stored import (
@@ -32,6 +32,7 @@ from strongroom.messaging.stored import (
     Direction,
     ReceivedMessage,
     SentMessage,
+    read_message,
 )
 from strongroom.nodes.background import BackgroundTasks
 from strongroom.nodes.dead_letters import DeadLetters
@@ -109,14 +110,13 @@ class AtLeastOnce(AtMostOnce):
 
     async def _take_up(self, key: str, text: str, created: datetime) -> None:
         try:
-            envelope = decode(text.encode())
+            envelope, _ = read_message(text)
         except ProtocolError as error:
             await self._set_aside(key, text, f"It cannot be read: {error}")
             return
-        if envelope is not None:
-            envelope.rtype &= ~ReplyType.REPLY  # the caller that waited for it has ended
-            await self._room.acquire()
-            self._keep_sending(_Unsettled(envelope), created, at_once=True)
+        envelope.rtype &= ~ReplyType.REPLY  # the caller that waited for it has ended
+        await self._room.acquire()
+        self._keep_sending(_Unsettled(envelope), created, at_once=True)
 
     async def stop(self) -> None:
         sending = [entry.task for entry in self._unsettled.values() if entry.task is not None]

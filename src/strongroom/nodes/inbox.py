@@ -14,7 +14,7 @@ from strongroom.messaging.delivery import Runner, Work
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, decode, encode
 from strongroom.messaging.places import Places
 from strongroom.messaging.sender import Sender
-from strongroom.messaging.stored import DeadLetter, Direction, ReceivedMessage
+from strongroom.messaging.stored import DeadLetter, Direction, ReceivedMessage, read_message
 from strongroom.nodes.background import BackgroundTasks
 from strongroom.nodes.dead_letters import DeadLetters
 from strongroom.settings import Settings
@@ -37,6 +37,7 @@ class _Unhandled(NamedTuple):
     """A message that was acknowledged and is not handled yet."""
 
     envelope: Envelope
+    data: Data
     message: ReceivedMessage
 
 
@@ -86,7 +87,7 @@ class Inbox:
         self._storing.add(key)
         try:
             known = await self._store.get(key)
-            if known is None and not await self._accept(runner, key, envelope):
+            if known is None and not await self._accept(runner, key, work):
                 work.release()
                 return
         except StorageError as error:  # not acknowledged, so its sender sends it again
@@ -105,7 +106,8 @@ class Inbox:
         elif key in self._running:  # its sender may have another path now
             self._running[key].envelope.reply_to = envelope.reply_to
 
-    async def _accept(self, runner: Runner, key: str, envelope: Envelope) -> bool:
+    async def _accept(self, runner: Runner, key: str, work: Work) -> bool:
+        envelope = work.envelope
         source = source_of(envelope.reply_to)
         if runner.refuses(envelope):
             return False
@@ -121,7 +123,7 @@ class Inbox:
         except BaseException:
             self._room.leave(source)
             raise
-        self._running[key] = _Unhandled(envelope, message)
+        self._running[key] = _Unhandled(envelope, work.data, message)
         return True
 
     async def _repeat(self, envelope: Envelope, text: str) -> None:
@@ -179,11 +181,11 @@ class Inbox:
     async def _try_again(self, runner: Runner, work: Work, reason: str) -> None:
         key = _key(work.envelope)
         unhandled = self._running[key]
-        unhandled.message.reasons.append(reason[:MAX_REASON_CHARACTERS])
         attempts = unhandled.message.attempts
         if attempts >= self._attempts:
-            await self._set_aside(key, unhandled.message, unhandled.envelope)
+            await self._set_aside(key, unhandled.message, unhandled.envelope, reason)
             return
+        unhandled.message.reasons.append(reason[:MAX_REASON_CHARACTERS])
         await asyncio.sleep(self._pause_seconds * 2 ** (attempts - 1))
         await self._run_again(runner, key, unhandled, work)
 
@@ -203,37 +205,35 @@ class Inbox:
                 await self._take_up(entry)
 
     async def _take_up(self, entry: Entry[ReceivedMessage]) -> None:
-        message, envelope, problem = entry.value, None, None
+        message = entry.value
         try:
-            envelope = decode(message.envelope.encode())
+            envelope, data = read_message(message.envelope)
         except ProtocolError as error:
-            problem = f"It cannot be read: {error}"
-        if problem is None and (envelope is None or not isinstance(envelope.frame, Data)):
-            problem = "It cannot be read: it has no data"
-        elif message.attempts >= self._attempts:
-            problem = f"It was not handled in {message.attempts} attempts; the last was cut short"
+            await self._set_aside(entry.key, message, None, f"It cannot be read: {error}")
+            return
+        if message.attempts >= self._attempts:
+            problem = f"It was cut short in the last of {message.attempts} attempts"
         elif datetime.now(UTC) - entry.created > KEEP_UNHANDLED:
             problem = f"Nobody bound its address for {KEEP_UNHANDLED}"
-        if problem is not None:
-            message.reasons.append(problem)
-            await self._set_aside(entry.key, message, envelope)
-        elif envelope is not None:
+        else:
             self._room.take(source_of(envelope.reply_to))
-            self._waiting[entry.key] = _Unhandled(envelope, message)
+            self._waiting[entry.key] = _Unhandled(envelope, data, message)
+            return
+        await self._set_aside(entry.key, message, envelope, problem)
 
     def resume(self, runner: Runner) -> None:
         """Run those of them that have a handler now."""
         for key, unhandled in list(self._waiting.items()):
-            envelope = unhandled.envelope
-            handler = self._sender.bindings.find(envelope)
-            if handler is not None and isinstance(envelope.frame, Data):
+            handler = self._sender.bindings.find(unhandled.envelope)
+            if handler is not None:
                 self._running[key] = self._waiting.pop(key)
-                work = Work(handler, envelope, envelope.frame, _nothing_to_release)
+                work = Work(handler, unhandled.envelope, unhandled.data, _nothing_to_release)
                 self._pauses.start(self._run_again(runner, key, unhandled, work))
 
     async def _set_aside(
-        self, key: str, message: ReceivedMessage, envelope: Envelope | None
+        self, key: str, message: ReceivedMessage, envelope: Envelope | None, reason: str
     ) -> None:
+        message.reasons.append(reason[:MAX_REASON_CHARACTERS])
         letter = DeadLetter(
             direction=Direction.RECEIVED,
             envelope=message.envelope,

@@ -216,6 +216,7 @@ class Node:
             "path": self.path,
             "process": os.getpid(),
             "profile": running.settings.storage.profile,
+            "delivery": running.settings.delivery_profile,
             "sentinel": None,
             "attached": False,
             "bindings": sorted(running.bindings),
@@ -278,6 +279,11 @@ class Node:
                 data=error.problems[:MAX_PROBLEMS],
             ) from None
         await self._running.delivery.send(Envelope(to=address, frame=Data(payload=payload)))
+
+    async def redeliver(self) -> None:
+        """Take up stored messages that are not under way, such as those an operator retries."""
+        await self._running.delivery.start()
+        self._running.delivery.resume(self._running.incoming)
 
     # --- events ---
 
