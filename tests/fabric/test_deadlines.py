@@ -93,15 +93,6 @@ async def test_a_call_ends_at_its_deadline(network: MemoryNetwork) -> None:
 
 
 @in_virtual_time
-async def test_a_child_that_does_not_attach_loses_its_link(network: MemoryNetwork) -> None:
-    async with sentinel() as hub:
-        begun = now()
-        child = network.raw_child(hub.port)
-        assert "no NodeAttach came" in await child.closed
-        assert now() - begun == pytest.approx(10.0)
-
-
-@in_virtual_time
 async def test_a_node_sends_a_heartbeat_every_15_seconds(network: MemoryNetwork) -> None:
     network.listeners[1] = hub = RawSentinel()
     async with asyncio.TaskGroup() as tasks:

@@ -155,6 +155,10 @@ class CreditUpdate(_Frame):
     credits: int
 
 
+class Unknown(_Frame):
+    """A frame of a type that we do not know."""
+
+
 Frame = (
     NodeAttach
     | NodeAttachAck
@@ -171,6 +175,7 @@ Frame = (
     | Data
     | DeliveryAck
     | CreditUpdate
+    | Unknown
 )
 ControlAck = (
     NodeAttachAck
@@ -202,21 +207,22 @@ class _FrameType(Struct):
     type: str
 
 
-class _Unknown(Struct):
+class _WithAnyFrame(Struct, rename="camel"):
     frame: _FrameType
+    flow_id: str | None = None
 
 
 _KNOWN = frozenset(kind.__name__ for kind in Frame.__args__)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Envelope)
-_unknown_decoder = msgspec.json.Decoder(_Unknown)
+_type_decoder = msgspec.json.Decoder(_WithAnyFrame)
 
 encode = _encoder.encode
 """Encode an envelope as JSON bytes."""
 
 
-def decode(data: bytes) -> Envelope | None:
-    """Read an envelope. None means that its frame has an unknown type and is to be skipped.
+def decode(data: bytes) -> Envelope:
+    """Read an envelope. Of one whose frame has an unknown type, only the flow is read.
 
     Raises:
         ProtocolError: The bytes are not an envelope.
@@ -226,15 +232,19 @@ def decode(data: bytes) -> Envelope | None:
             data.decode()  # a string that is only passed on is not checked by the decoder
         return _decoder.decode(data)
     except msgspec.ValidationError as error:
-        if _is_unknown(data):
-            return None
-        raise ProtocolError(f"Not an envelope: {error}") from None
+        unknown = _with_unknown_frame(data)
+        if unknown is None:
+            raise ProtocolError(f"Not an envelope: {error}") from None
+        return unknown
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"Not an envelope: {error}") from None
 
 
-def _is_unknown(data: bytes) -> bool:
+def _with_unknown_frame(data: bytes) -> Envelope | None:
     try:
-        return _unknown_decoder.decode(data).frame.type not in _KNOWN
+        envelope = _type_decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError):
-        return False
+        return None
+    if envelope.frame.type in _KNOWN:
+        return None
+    return Envelope(flow_id=envelope.flow_id, frame=Unknown())

@@ -203,9 +203,7 @@ class Channel:
             envelopes.debug("from %s: %s", self.link.name, data.decode(errors="replace"))
         try:
             envelope = decode(data)
-            if envelope is None:
-                log.warning("%s sent a frame of an unknown type, which was skipped", self.link.name)
-            elif type(envelope.frame) is CreditUpdate:
+            if type(envelope.frame) is CreditUpdate:
                 self._credited(envelope.frame)
             else:
                 self._owner.on_envelope(self, envelope, data, self._hold(envelope, len(data)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -13,7 +12,6 @@ from strongroom.messaging.flow import Channel, Release, ends_flow
 from strongroom.messaging.link import Link
 from strongroom.messaging.rpc import read_response
 
-ATTACH_SECONDS = 10.0
 MAX_CALLS_UNDER_WAY = 65536
 
 
@@ -48,15 +46,11 @@ class ChildLink:
         self.system_id: str | None = None
         self.under_way: dict[str, CallUnderWay] = {}
         self.channel = Channel(link, self)
-        self._deadline = asyncio.get_running_loop().call_later(ATTACH_SECONDS, self._give_up)
 
     def on_attached(self, system_id: str) -> None:
         """The handshake has succeeded."""
         self.system_id = system_id
-        self._deadline.cancel()
-
-    def _give_up(self) -> None:
-        self.link.close(1008, "no NodeAttach came")
+        self.link.admit()
 
     def on_envelope(
         self, _channel: Channel, envelope: Envelope, data: bytes, release: Release
@@ -70,7 +64,6 @@ class ChildLink:
 
     def on_channel_closed(self, _channel: Channel, reason: str) -> None:
         """(ChannelOwner) The child is gone."""
-        self._deadline.cancel()
         self._children.on_child_lost(self, reason)
 
     def record_request(self, envelope: Envelope) -> None:

@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import msgspec
 from pydantic import BaseModel
 
-from strongroom.admission.door import has_token, is_own_process, refusal_of_request
+from strongroom.admission.door import (
+    has_token,
+    is_own_process,
+    is_same_token,
+    refusal_of_request,
+    system_names_owners,
+)
 from strongroom.admission.handshake import check_may_listen, refusal
+from strongroom.admission.local_token import forget_token, make_token
 from strongroom.errors import FabricError, InvalidAddress, NoRoute, StreamStalled
 from strongroom.messaging.address import Address, is_address, new_id, source_id
 from strongroom.messaging.bindings import Bindings
@@ -39,7 +46,8 @@ from strongroom.messaging.envelope import (
     NodeHeartbeatAck,
 )
 from strongroom.messaging.flow import Channel, Release, ends_flow
-from strongroom.messaging.link import Link, listen
+from strongroom.messaging.link import Link
+from strongroom.messaging.listening import Port, listen
 from strongroom.messaging.routes import ChildNames, Routes
 from strongroom.messaging.sender import NodeEvents, WayOut
 from strongroom.nodes.background import BackgroundTasks
@@ -100,11 +108,12 @@ class Children(WayOut):
         self._events = events
         self._store = store
         self._admits_all = bool(settings.admission_token or settings.security_profile == "open")
+        self._local_token: str | None = None
         self._epoch = new_id()
         self._attached: dict[str, ChildLink] = {}
         self._routes = Routes(bindings.path)
         self._tasks = BackgroundTasks("a change of children or their routes failed")
-        self._server: asyncio.Server | None = None
+        self._listening: Port | None = None
         self._loop = asyncio.get_running_loop()
         self._started = float("inf")
         self._timer: asyncio.TimerHandle | None = None
@@ -142,16 +151,20 @@ class Children(WayOut):
         """
         await self._load_routes()
         host, port = self._settings.listener_host, self._settings.listener_port
-        self._server = await listen(host, port, self)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listening = await listen(host, port, self)
+        self.port = self._listening.number
+        if not (self._admits_all or system_names_owners()):
+            self._local_token = make_token(self.port)
         self._started = self._loop.time()
         self._timer = self._loop.call_later(RETURN_SECONDS, self._stop_waiting)
         log.info("%s listens on %s port %d", self._bindings.path, host, self.port)
 
     async def stop(self) -> None:
         """Close the listener and all links, and finish what is being stored."""
-        if self._server is not None:
-            self._server.close()
+        if self._listening is not None:
+            self._listening.close()
+        if self._local_token is not None:
+            forget_token(self.port)
         if self._timer is not None:
             self._timer.cancel()
         links = [child.link for child in self.links]
@@ -180,14 +193,18 @@ class Children(WayOut):
 
     def on_link(self, link: Link) -> None:
         """(Listener) A child has connected; it attaches with its first message."""
-        if not (self._admits_all or link.ends is None or is_own_process(*link.ends)):
+        if not self._may_stay(link):
             log.warning("%s was refused: its process is another user's", link.name)
             link.close(1008, "processes of other users need FAME_ADMISSION_TOKEN")
             return
-        if len(self.links) >= MAX_CHILDREN:
-            link.close(1013, f"there are {MAX_CHILDREN} children already")
-            return
         self.links.add(ChildLink(self, link))
+
+    def _may_stay(self, link: Link) -> bool:
+        if self._admits_all or link.ends is None:
+            return True
+        if self._local_token is not None:
+            return is_same_token(link.token, self._local_token)
+        return is_own_process(*link.ends)
 
     def health(self) -> bytes:
         """(Listener) The answer to a health check."""
@@ -211,12 +228,17 @@ class Children(WayOut):
         reason = refusal(frame, child.link.name, self._bindings.node_id)
         if reason is None and child.system_id is not None:
             reason = "The link is attached already"
+        if reason is None and self._is_full(frame.system_id):
+            reason = f"There are {MAX_CHILDREN} children already"
         if reason is not None:
             self._refuse_child(child, request, reason)
         elif frame.system_id not in self._attached:
             self._admit(child, request, frame.system_id)
         else:
             self._tasks.start(self._admit_again(child, request, frame.system_id))
+
+    def _is_full(self, system_id: str) -> bool:
+        return len(self._attached) >= MAX_CHILDREN and system_id not in self._attached
 
     async def _admit_again(self, child: ChildLink, request: Envelope, system_id: str) -> None:
         """Let a node return whose old link is dead, but no second node under the same id."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from strongroom.admission.handshake import attach_request, membership
+from strongroom.admission.local_token import find_token
 from strongroom.errors import AttachFailed, AttachRefused
 from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.bindings import Bindings
@@ -204,7 +205,7 @@ class Uplink(WayOut):
     # --- the link ---
 
     async def _attach(self) -> None:
-        link = await dial(self._url, self._token)
+        link = await dial(self._url, self._token or find_token(self._url))
         channel = Channel(link, self)
         try:
             ack = await self._request_on(
