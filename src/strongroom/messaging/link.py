@@ -150,7 +150,8 @@ class Link(picows.WSListener):
             return
         self._reason = self._reason or reason
         self._send_batch()
-        transport.send_close(WSCloseCode(code), reason.encode()[:120])
+        shown = reason.encode(errors="replace")[:120].decode(errors="ignore")  # no half character
+        transport.send_close(WSCloseCode(code), shown)
         self._disconnect(transport)
 
     @property

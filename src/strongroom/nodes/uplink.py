@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from strongroom.admission.handshake import attach_request, membership
 from strongroom.admission.local_token import find_token
-from strongroom.errors import AttachFailed, AttachRefused
+from strongroom.errors import AttachFailed, AttachRefused, ProtocolError
 from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.envelope import (
@@ -181,6 +181,10 @@ class Uplink(WayOut):
         corr_id, answer = self._requests.get(frame.ref_id or "", ("", None))
         if answer is not None and not answer.done() and corr_id == envelope.corr_id:
             answer.set_result(frame)
+
+    def on_malformed(self, _channel: Channel, error: ProtocolError) -> None:
+        """(ChannelOwner) Drop it: another node wrote it, and the sentinel passed it on."""
+        log.warning("a message was dropped: %s", error)
 
     def on_channel_closed(self, channel: Channel, reason: str) -> None:
         """(ChannelOwner) Fail what waits for the sentinel, and have the link opened again."""
