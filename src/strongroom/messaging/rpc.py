@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from strongroom.errors import (
     Busy,
@@ -20,7 +20,7 @@ from strongroom.errors import (
     StreamStalled,
     UnknownOperation,
 )
-from strongroom.messaging.envelope import DeliveryAck, NackCode
+from strongroom.messaging.envelope import DeliveryAck, NackCode, Name
 
 NULL = b"null"
 MAX_ERROR_CHARACTERS = 4000
@@ -48,12 +48,15 @@ _NACK_ERRORS: dict[str | None, type[FabricError]] = {
 }
 
 
+Id = Name | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class Request(Struct, tag_field="jsonrpc", tag="2.0", gc=False):
     """A call."""
 
     method: str
     params: Raw = Raw(b"{}")
-    id: str | int | None = None
+    id: Id | None = None
 
 
 class ErrorDetail(Struct, omit_defaults=True, gc=False):
