@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
@@ -22,6 +24,7 @@ from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.node import Node
 from strongroom.nodes.process import run, run_until_stopped
+from strongroom.root_config import RootConfig
 from strongroom.settings import secrets_taken_from
 from strongroom.storage.provider import StorageProvider
 
@@ -101,10 +104,14 @@ class _Place(Generic[S]):
 
     def __init__(self, agent: BaseAgent[S]) -> None:
         self._agent = agent
-        self.name: str | None = None
+        self.given_name: str | None = None
         self.address: str | None = None
         self.node: Node | None = None
         self.state: StateHolder[S] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.given_name or snake_case(type(self._agent).__name__)
 
     @property
     def capabilities(self) -> Sequence[str]:
@@ -119,7 +126,7 @@ class _Place(Generic[S]):
         self.node = node
         self.address = address
         try:
-            await self._agent.start()
+            await _outcome(self._agent.start())
         except BaseException:
             self._let_go()
             raise
@@ -127,7 +134,7 @@ class _Place(Generic[S]):
     async def end(self) -> None:
         """Stop, and let go of the node."""
         try:
-            await self._agent.stop()
+            await _outcome(self._agent.stop())
         finally:
             self._let_go()
 
@@ -159,7 +166,7 @@ class _Place(Generic[S]):
 
     async def receive(self, payload: Raw) -> None:
         """Take a plain message."""
-        await self._agent.on_message(msgspec.json.decode(payload))
+        await _outcome(self._agent.on_message(msgspec.json.decode(payload)))
 
 
 _with_state: WeakKeyDictionary[Node, dict[str, _Place[Any]]] = WeakKeyDictionary()
@@ -206,7 +213,7 @@ class BaseAgent(Agent, Generic[S]):
         return agent
 
     def __init__(self, name: str | None = None) -> None:
-        self.__place.name = name
+        self.__place.given_name = name
 
     def __repr__(self) -> str:
         where = f"at {self.address}" if self.__place.node else "not served"
@@ -215,8 +222,7 @@ class BaseAgent(Agent, Generic[S]):
     @property
     def name(self) -> str:
         """The agent's name: the one given, or its class's in lower case with underscores."""
-        given = self.__place.name
-        return given or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+        return self.__place.name
 
     @property
     def address(self) -> str | None:
@@ -235,7 +241,10 @@ class BaseAgent(Agent, Generic[S]):
         return cast("StorageProvider", node.storage if node is not None else None)
 
     async def start(self) -> None:
-        """Called before the address is bound, when storage and fabric can be used."""
+        """Called before the address is bound, when storage and fabric can be used.
+
+        This and `stop` and `on_message` may also be plain functions.
+        """
 
     async def stop(self) -> None:
         """Called before the node stops."""
@@ -286,27 +295,68 @@ class BaseAgent(Agent, Generic[S]):
 
     # --- serving ---
 
-    async def aserve(self, address: str, *, log_level: str | int | None = None) -> None:
+    async def aserve(
+        self,
+        address: str,
+        *,
+        root_config: RootConfig = None,
+        log_level: str | int | None = None,
+    ) -> None:
         """Serve this agent at `address` until SIGTERM or SIGINT.
 
+        It is on the current fabric, if there is one, and else on a node of its own.
         A StrongroomError ends the process with one line and the error's exit status.
-        """
-        await run_until_stopped(self._served_at(address), log_level)
 
-    def serve(self, address: str, *, log_level: str | int | None = None) -> None:
-        """Run an event loop, uvloop's if that is installed, and serve this agent in it."""
-        run(self.aserve(address, log_level=log_level))
+        Args:
+            address: The agent's address, or a name to be served at the node's own path.
+            root_config: The new node's settings in Naylence's form; it can be a sentinel's.
+            log_level: The level of the logger `strongroom`.
+        """
+        await run_until_stopped(self._served_at(address, root_config), log_level)
+
+    def serve(
+        self,
+        address: str,
+        *,
+        root_config: RootConfig = None,
+        log_level: str | int | None = None,
+    ) -> asyncio.Task[None] | None:
+        """Run an event loop, uvloop's if that is installed, and serve this agent in it.
+
+        Within a running loop, serve it there, in the task that is returned.
+        """
+        serving = self.aserve(address, root_config=root_config, log_level=log_level)
+        try:
+            return asyncio.get_running_loop().create_task(serving)
+        except RuntimeError:  # no loop is running
+            return run(serving)
 
     @asynccontextmanager
-    async def _served_at(self, address: str) -> AsyncIterator[None]:
-        async with Fabric() as fabric:
+    async def _served_at(self, address: str, root_config: RootConfig) -> AsyncIterator[None]:
+        entered = Fabric.get_or_create(root_config=root_config)
+        async with entered as fabric:
             with secrets_taken_from(os.environ):  # before start(), which may run other programs
-                await fabric.serve(self, address)
-                yield
+                bound = await fabric.serve(self, address)
+                try:
+                    yield
+                finally:
+                    if fabric is not entered:  # it was there before, and stays
+                        await fabric.unbind(bound)
 
     def __resident__(self) -> _Place[S]:
         """(Servable) What the node calls."""
         return self.__place
+
+
+async def _outcome(value: Any) -> Any:
+    """What a user's method returned, whether it is `async def` or not."""
+    return await value if inspect.isawaitable(value) else value
+
+
+def snake_case(name: str) -> str:
+    """A class's name in lower case with underscores, as in `http_get_agent2`."""
+    apart = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", apart).lower()
 
 
 def check_servable(cls: type[BaseAgent[Any]]) -> None:
