@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
 from weakref import WeakKeyDictionary
 
@@ -17,8 +23,10 @@ from msgspec import Raw
 from strongroom.agents.operations import operations_of
 from strongroom.agents.remote import Remote
 from strongroom.agents.state import BaseAgentState, S, StateHolder, state_model
+from strongroom.agents.tasks import PREFIX as TASK_PREFIX
+from strongroom.agents.tasks import TaskMethods, outcome, start_request
 from strongroom.errors import NotStarted, StrongroomError, UnknownOperation
-from strongroom.messaging.address import Address
+from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
@@ -95,6 +103,58 @@ class Agent:
         """
         return cls.remote(capabilities=capabilities, fabric=fabric, timeout=timeout)
 
+    @staticmethod
+    def from_handler(handler: Callable[[Any, str | None], Any]) -> BaseAgent[Any]:
+        """An agent whose tasks are done by a function of their payload and id.
+
+        >>> async def greet(payload: Any, id: str | None) -> str:
+        ...     return f"Hello, {payload}!"
+        >>> address = await node.serve(Agent.from_handler(greet))
+        >>> await Agent.remote_by_address(address).run_task("World")
+        'Hello, World!'
+        """
+
+        class Handler(BaseAgent[Any]):
+            async def run_task(self, payload: Any, id: str | None) -> Any:
+                return await outcome(handler(payload, id))
+
+        return Handler(new_id())
+
+    @classmethod
+    async def run_many(
+        cls,
+        targets: Iterable[tuple[str, Any]],
+        *,
+        fabric: Fabric | None = None,
+        gather_exceptions: bool = True,
+    ) -> list[tuple[str, Any]]:
+        """Run a task at each of several agents, all at once.
+
+        Args:
+            targets: The address and the payload of each task.
+            fabric: The fabric to call from, if not the current one.
+            gather_exceptions: An error is a result too; if False, the first one is raised.
+
+        Returns:
+            The address and the result of each task, in the order of the targets.
+        """
+
+        async def run_one(address: str, payload: Any) -> Any:
+            return await cls.remote_by_address(address, fabric=fabric).run_task(payload)
+
+        tasks = [(str(address), payload) for address, payload in targets]
+        results = await asyncio.gather(
+            *(run_one(*task) for task in tasks), return_exceptions=gather_exceptions
+        )
+        return [(address, result) for (address, _), result in zip(tasks, results, strict=True)]
+
+    @classmethod
+    async def broadcast(
+        cls, addresses: Iterable[str], payload: Any = None, **options: Any
+    ) -> list[tuple[str, Any]]:
+        """Run a task with one payload at several agents; see `run_many`."""
+        return await cls.run_many([(address, payload) for address in addresses], **options)
+
 
 class _Place(Generic[S]):
     """An agent as its node sees it (a `Resident`): its name and address, its node and its state.
@@ -108,6 +168,11 @@ class _Place(Generic[S]):
         self.address: str | None = None
         self.node: Node | None = None
         self.state: StateHolder[S] | None = None
+        self.state_model: type[Any] | None = state_model(type(agent))
+        self.state_namespace: str | None = None
+        self.state_key = "state"
+        self.state_factory: Callable[[], Any] | None = None
+        self._ending = AsyncExitStack()
 
     @property
     def name(self) -> str:
@@ -126,20 +191,22 @@ class _Place(Generic[S]):
         self.node = node
         self.address = address
         try:
-            await _outcome(self._agent.start())
+            await self._agent.__prepare__(node, address, self._ending)
+            await outcome(self._agent.start())
         except BaseException:
-            self._let_go()
+            await self._let_go()
             raise
 
     async def end(self) -> None:
         """Stop, and let go of the node."""
         try:
-            await _outcome(self._agent.stop())
+            await self._ending.aclose()
+            await outcome(self._agent.stop())
         finally:
-            self._let_go()
+            await self._let_go()
 
     def _take_name(self, node: Node) -> None:
-        if state_model(type(self._agent)) is None:
+        if self.state_model is None:
             return
         name = self._agent.name
         if _with_state.setdefault(node, {}).setdefault(name, self) is not self:
@@ -149,7 +216,8 @@ class _Place(Generic[S]):
                 remedy=f'a name for each, as in {cls}("first") and {cls}("second")',
             )
 
-    def _let_go(self) -> None:
+    async def _let_go(self) -> None:
+        await self._ending.aclose()
         names = _with_state.get(self.node, {}) if self.node is not None else {}
         for name in [name for name, place in names.items() if place is self]:
             del names[name]
@@ -160,20 +228,24 @@ class _Place(Generic[S]):
         """Begin an operation."""
         operation = operations_of(type(self._agent)).get(method)
         if operation is None:
+            if method.startswith(TASK_PREFIX):
+                answer = start_request(self._agent, method, params)
+                if answer is not None:
+                    return answer
             name = self._agent.name
             raise UnknownOperation(f"Method not found: {name} has no operation {method[:200]!r}.")
         return operation.start(self._agent, params)
 
     async def receive(self, payload: Raw) -> None:
         """Take a plain message."""
-        await _outcome(self._agent.on_message(msgspec.json.decode(payload)))
+        await outcome(self._agent.on_message(msgspec.json.decode(payload)))
 
 
 _with_state: WeakKeyDictionary[Node, dict[str, _Place[Any]]] = WeakKeyDictionary()
 """The agents on each node that keep a state, by their names."""
 
 
-class BaseAgent(Agent, Generic[S]):
+class BaseAgent(Agent, TaskMethods, Generic[S]):
     """The base of a user's agents.
 
     >>> class Greeter(BaseAgent):
@@ -185,6 +257,10 @@ class BaseAgent(Agent, Generic[S]):
 
     Args:
         name: The agent's name, if not made from its class's.
+        state_model: The model of its state, if the class does not say.
+        state_namespace: Where its state is stored, if not in a namespace of its own.
+        state_key: The state's key there.
+        state_factory: Makes the first state, if not the model's defaults.
     """
 
     STATE_MODEL: ClassVar[type[BaseAgentState] | None] = None
@@ -212,8 +288,21 @@ class BaseAgent(Agent, Generic[S]):
         agent.__place = _Place(agent)
         return agent
 
-    def __init__(self, name: str | None = None) -> None:
-        self.__place.given_name = name
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        state_model: type[S] | None = None,
+        state_namespace: str | None = None,
+        state_key: str = "state",
+        state_factory: Callable[[], S] | None = None,
+    ) -> None:
+        place = self.__place
+        place.given_name = name
+        place.state_model = state_model or place.state_model
+        place.state_namespace = state_namespace
+        place.state_key = state_key
+        place.state_factory = state_factory
 
     def __repr__(self) -> str:
         where = f"at {self.address}" if self.__place.node else "not served"
@@ -277,7 +366,7 @@ class BaseAgent(Agent, Generic[S]):
     def _holder(self) -> StateHolder[S]:
         place = self.__place
         if place.state is None:
-            model = state_model(type(self))
+            model = place.state_model
             if model is None:
                 cls = type(self).__name__
                 raise StrongroomError(
@@ -289,8 +378,13 @@ class BaseAgent(Agent, Generic[S]):
                     f"{self.name} is not served, so it has no storage.",
                     remedy="use the state in start() and in operations",
                 )
-            namespace = f"__agent_{self.name}"
-            place.state = StateHolder(cast("type[S]", model), namespace, self.storage_provider)
+            place.state = StateHolder(
+                model,
+                place.state_namespace or f"__agent_{self.name}",
+                place.state_key,
+                place.state_factory or model,
+                self.storage_provider,
+            )
         return place.state
 
     # --- serving ---
@@ -343,14 +437,12 @@ class BaseAgent(Agent, Generic[S]):
                     if fabric is not entered:  # it was there before, and stays
                         await fabric.unbind(bound)
 
+    async def __prepare__(self, node: Node, address: str, ending: AsyncExitStack) -> None:
+        """Open what a class needs besides its state, before `start()`; `ending` closes it."""
+
     def __resident__(self) -> _Place[S]:
         """(Servable) What the node calls."""
         return self.__place
-
-
-async def _outcome(value: Any) -> Any:
-    """What a user's method returned, whether it is `async def` or not."""
-    return await value if inspect.isawaitable(value) else value
 
 
 def snake_case(name: str) -> str:
