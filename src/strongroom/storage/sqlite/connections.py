@@ -45,6 +45,10 @@ class _Opened(NamedTuple):
     next_expiry: int | None
     is_marked: bool
 
+    def close(self) -> None:
+        self.reading.close()
+        self.writing.close()
+
 
 class Connections:
     """One connection for the writer, one for the event loop, up to four for reads on threads.
@@ -118,7 +122,7 @@ class Connections:
                 await finish(self._disconnect())
 
     async def _connect(self) -> None:
-        opened = await self._threads.run(self._open_file)
+        opened = await self._threads.open(self._open_file, _Opened.close)
         self._key, self.reader = opened.key, opened.reading
         self.writer = Writer(
             opened.writing,
@@ -288,7 +292,9 @@ class Connections:
                 await self.open()
                 async with self._scanner_slots:
                     if self.writer is not None:
-                        connection = await self._threads.run(self._connect_scanner)
+                        connection = await self._threads.open(
+                            self._connect_scanner, apsw.Connection.close
+                        )
                         try:
                             yield connection
                         finally:
