@@ -76,6 +76,7 @@ class StorageProvider(ABC):
 
         Raises:
             InvalidNamespace: The name is not allowed, or differs from another's only in case.
+            StorageError: The namespace is open as a store of another model.
             StoreError: The namespace's file cannot be used.
         """
         namespace = check_namespace(namespace)
@@ -96,7 +97,11 @@ class StorageProvider(ABC):
     async def _open_typed(
         self, model_cls: type[M], namespace: str, upgrade: Sequence[Upgrade] = ()
     ) -> KeyValueStore[M]:
-        namespace = check_namespace(namespace, await self.namespaces())
+        namespaces = await self.namespaces()
+        namespace = check_namespace(namespace, namespaces)
+        known = self.typed.get(namespace)
+        if known is not None and namespace in namespaces:
+            known.check_model(model_cls)
         records = await self.open(namespace)
         store = KeyValueStore(
             records, model_cls, namespace, self.clock, upgrade, encrypts=self.encrypts
@@ -116,7 +121,11 @@ class StorageProvider(ABC):
 
     @abstractmethod
     async def drop(self, namespace: str) -> None:
-        """Delete a namespace with all its records. It need not exist."""
+        """Delete a namespace with all its records. It need not exist.
+
+        Raises:
+            InvalidNamespace: The name is not allowed; `check_namespace` raises it.
+        """
 
     @abstractmethod
     async def close(self) -> None:

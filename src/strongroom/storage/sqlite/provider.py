@@ -22,7 +22,13 @@ from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META, StorageProvider
-from strongroom.storage.records import Clock, OnProgress, Write, check_namespace, system_clock
+from strongroom.storage.records import (
+    Clock,
+    OnProgress,
+    Write,
+    check_namespace,
+    system_clock,
+)
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.connections import Connections
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, KeystoreSeen, StoreFiles, Watermark
@@ -87,7 +93,7 @@ class SqliteProvider(StorageProvider):
         return sorted(self.files.keystore.entries)
 
     async def drop(self, namespace: str) -> None:
-        namespace = str.__str__(namespace)  # an Enum with str would name another file
+        namespace = check_namespace(namespace)
         if namespace == NODE_META:
             raise InvalidNamespace(f"{NODE_META} belongs to the node, and cannot be dropped.")
         self._refuse_closed()
