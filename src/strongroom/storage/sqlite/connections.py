@@ -38,6 +38,13 @@ class ConnectionsListener(CommitListener, Protocol):
         """The file was closed, and may be another one when it is opened again."""
 
 
+def _close(made: tuple[Opened, apsw.Connection, Guard]) -> None:
+    opened, reader, guard = made
+    reader.close()
+    opened.connection.close()
+    guard.close()
+
+
 class Connections:
     """One connection for the writer, one for the event loop, up to four for reads on threads.
 
@@ -110,8 +117,9 @@ class Connections:
                 await finish(self._disconnect())
 
     async def _connect(self) -> None:
-        opened, reader, guard = await self._threads.run(self._open_file)
-        self._key, self.reader = opened.key, reader
+        made = await self._threads.open(self._open_file, _close)
+        opened, self.reader, guard = made
+        self._key = opened.key
         self.writer = Writer(
             opened.connection,
             self.path,
@@ -268,7 +276,9 @@ class Connections:
                 await self.open()
                 async with self._scanner_slots:
                     if self.writer is not None:
-                        connection = await self._threads.run(self._connect_scanner)
+                        connection = await self._threads.open(
+                            self._connect_scanner, apsw.Connection.close
+                        )
                         try:
                             yield connection
                         finally:

@@ -15,7 +15,6 @@ from strongroom.errors import (
     InvalidNamespace,
     NotSupported,
     StorageError,
-    StoreClosed,
 )
 from strongroom.keys.audit import AuditLine
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
@@ -23,7 +22,13 @@ from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META, StorageProvider
-from strongroom.storage.records import Clock, OnProgress, Write, check_namespace, system_clock
+from strongroom.storage.records import (
+    Clock,
+    OnProgress,
+    Write,
+    check_namespace,
+    system_clock,
+)
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.connections import Connections
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, KeystoreSeen, StoreFiles, Watermark
@@ -57,6 +62,9 @@ class SqliteProvider(StorageProvider):
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        self._refuse_closed()
+        if self.files.is_acquired:
+            raise StorageError(f"The storage in {self.files.directory} was started already.")
         try:
             await self.files.acquire()
             await self._load_seen()
@@ -64,7 +72,7 @@ class SqliteProvider(StorageProvider):
             await self.open(NODE_META)
             await self._note_opening()
         except BaseException:
-            await self._release()
+            await finish(self._release())
             raise
         self._ticking = asyncio.create_task(self._tick(), name=f"tick of {self.files.directory}")
 
@@ -81,12 +89,14 @@ class SqliteProvider(StorageProvider):
         return store
 
     async def namespaces(self) -> list[str]:
+        self._refuse_closed()
         return sorted(self.files.keystore.entries)
 
     async def drop(self, namespace: str) -> None:
-        namespace = str.__str__(namespace)  # an Enum with str would name another file
+        namespace = check_namespace(namespace)
         if namespace == NODE_META:
             raise InvalidNamespace(f"{NODE_META} belongs to the node, and cannot be dropped.")
+        self._refuse_closed()
         async with self._rotating, self._changing, self._marking:
             if namespace in self.files.keystore.entries:
                 await finish(self._drop(namespace))
@@ -99,9 +109,13 @@ class SqliteProvider(StorageProvider):
         await self._remember_keystore()
 
     async def close(self) -> None:
-        if self._is_closed or not self.files.is_acquired:
-            return
-        self._is_closed = True
+        if self.files.is_acquired:
+            self._threads.check_caller()
+            self._is_closed = True
+            await finish(self._close())
+
+    async def _close(self) -> None:
+        """Close what is still open: this may be called again after it was cancelled."""
         async with self._rotating, self._changing:
             try:
                 await self._mark(
@@ -114,6 +128,7 @@ class SqliteProvider(StorageProvider):
 
     async def change_master(self, master: MasterKey) -> None:
         """Encrypt the keystore under another master key. The data stays as it is."""
+        self._refuse_closed()
         self._require_keys()
         await self.files.keystore.change_master(master, self.clock())
         await self._remember_keystore()
@@ -128,6 +143,7 @@ class SqliteProvider(StorageProvider):
             on_progress: Called with a namespace, how many of its pages are copied, and how many
                 there are.
         """
+        self._refuse_closed()
         self._require_keys()
         async with self._rotating:
             begun = await self.files.keystore.begin_rotation(namespaces, self.clock())
@@ -140,6 +156,7 @@ class SqliteProvider(StorageProvider):
 
     async def note(self, event: str, namespace: str | None = None, detail: str = "") -> None:
         """Add a line to the audit log."""
+        self._refuse_closed()
         await self.files.keystore.note(event, self.clock(), namespace, detail)
         await self._remember_keystore()
 
@@ -168,10 +185,9 @@ class SqliteProvider(StorageProvider):
         return meta
 
     def _refuse_closed(self) -> None:
+        self._threads.check_caller()
         if self._is_closed:
-            raise StoreClosed(
-                f"The provider of {self.files.directory} was closed.", path=self.files.directory
-            )
+            raise self.files.closed()
 
     def _require_keys(self) -> None:
         if not self.encrypts:
@@ -208,7 +224,9 @@ class SqliteProvider(StorageProvider):
         head = await connections.run_on_writer(tables.head)
         if head.file_id == key.file_id:
             return  # the copy is there already; only the keystore could not be saved
-        copy = await self._threads.run(RekeyedCopy, connections.path, namespace, key)
+        copy = await self._threads.open(
+            lambda: RekeyedCopy(connections.path, namespace, key), RekeyedCopy.discard
+        )
         try:
             done, pages = await connections.run_on_writer(copy.step)
             while pages - done > STEP_PAGES:
@@ -311,10 +329,9 @@ class SqliteProvider(StorageProvider):
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.wait([self._ticking])
-        meta = self._stores.pop(NODE_META, None)
-        for store in [*self._stores.values(), *([meta] if meta else [])]:
-            await store.close()
-        self._stores.clear()
+        for namespace in sorted(self._stores, key=NODE_META.__eq__):
+            await self._stores[namespace].close()
+            del self._stores[namespace]
         self._threads.close()
         self.files.release()
 
