@@ -17,6 +17,7 @@ import msgspec
 from strongroom.disk import database
 from strongroom.disk.commits import Commits
 from strongroom.disk.directory import (
+    LOG_SUFFIX,
     DirectoryLock,
     check_filesystem,
     make_directory,
@@ -133,6 +134,13 @@ class StoreFiles:
         """The files of all stores, without the keystore's."""
         found = self.directory.glob(f"*{file_name('', encrypts=self.encrypts)}")
         return sorted(path for path in found if path != self.path(KEYSTORE))
+
+    def left_open(self) -> list[str]:
+        """The namespaces whose files were in use when a process was killed."""
+        suffix = file_name("", encrypts=self.encrypts) + LOG_SUFFIX
+        logs = [path for path in self.directory.glob(f"*{suffix}") if path.stat().st_size]
+        names = {path.name.removesuffix(suffix) for path in logs}
+        return sorted(names & self.keystore.entries.keys())
 
     # --- the directory ------------------------------------------------------------------------
 

@@ -55,10 +55,12 @@ class SqliteProvider(StorageProvider):
         self._marking = asyncio.Lock()
         self._is_closed = False
         self._ticking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         try:
             await self.files.acquire()
+            left_open = await self._threads.run(self.files.left_open)
             await self._load_seen()
             await self._threads.run(self.files.check_files, self._stores)
             await self.open(NODE_META)
@@ -66,7 +68,9 @@ class SqliteProvider(StorageProvider):
         except BaseException:
             await self._release()
             raise
-        self._ticking = asyncio.create_task(self._tick(), name=f"tick of {self.files.directory}")
+        where = self.files.directory
+        self._ticking = asyncio.create_task(self._tick(), name=f"tick of {where}")
+        self._checking = asyncio.create_task(self._check(left_open), name=f"check of {where}")
 
     # --- the contract -------------------------------------------------------------------------
 
@@ -282,7 +286,8 @@ class SqliteProvider(StorageProvider):
         await self._meta.apply([Write(f"{MARK}{namespace}", None)])
 
     def _unmarked(self, store: SqliteStore) -> bool:
-        return not (store.is_marked or store.connections.is_closed or store.namespace == NODE_META)
+        ended = store.connections.is_closed or store.connections.damage is not None
+        return not (ended or store.is_marked or store.namespace == NODE_META)
 
     # --- in the background --------------------------------------------------------------------
 
@@ -306,6 +311,18 @@ class SqliteProvider(StorageProvider):
                 except Exception:
                     log.exception("the background work on the store %r failed", namespace)
 
+    async def _check(self, left_open: list[str]) -> None:
+        """Read all of the stores that a killed process had in use."""
+        for namespace in left_open:
+            try:
+                await (await self.open(namespace)).examine()
+            except StoreClosed:
+                pass
+            except StorageError as error:
+                log.warning("%s could not be checked: %s", namespace, error)
+            except Exception:
+                log.exception("the check of the store %r failed", namespace)
+
     async def _release(self) -> None:
         """Close all files, NODE_META last, and give the directory back."""
         if self._ticking is not None:
@@ -315,6 +332,8 @@ class SqliteProvider(StorageProvider):
         for store in [*self._stores.values(), *([meta] if meta else [])]:
             await store.close()
         self._stores.clear()
+        if self._checking is not None:
+            await asyncio.wait([self._checking])  # it has ended with the file that it was reading
         self._threads.close()
         self.files.release()
 
