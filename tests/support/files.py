@@ -6,11 +6,10 @@ import hashlib
 from pathlib import Path
 
 
-def fingerprint(directory: Path) -> dict[str, str]:
-    """A hash of each file's content, by the file's name."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
-    }
+def fingerprint(*places: Path) -> dict[str, str]:
+    """A hash of each file's content, by the file's name, in directories and of single files."""
+    files = [path for place in places for path in (place.iterdir() if place.is_dir() else [place])]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def flip(path: Path, offset: int, mask: int = 0x5A) -> None:

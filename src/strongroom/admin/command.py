@@ -11,6 +11,7 @@ running node and a directory at rest run the same function.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
@@ -18,9 +19,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_
 
 import msgspec
 
-from strongroom.errors import DirectoryInUse, OwnerUnreachable, StrongroomError
+from strongroom.disk.copying import PrivateCopy, is_read_only
+from strongroom.errors import DirectoryInUse, OwnerUnreachable, StoreUnavailable, StrongroomError
 from strongroom.settings import StorageSettings
-from strongroom.storage.provider import StorageProvider, open_provider
+from strongroom.storage.provider import BUILT_IN, StorageProvider, open_provider
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -64,28 +66,44 @@ class Administered:
         self.settings = settings
         self.node = node
         self._provider = provider
+        self._copy: PrivateCopy | None = None
 
-    async def provider(self) -> StorageProvider:
-        """The storage provider.
+    async def provider(self, *, writing: bool = False) -> StorageProvider:
+        """The storage provider. `writing` says whether the command changes anything.
+
+        A directory that this user cannot write, such as one on a read-only disk, is copied first,
+        since opening a store writes.
 
         Raises:
             OwnerUnreachable: Another process uses the directory, and has no admin socket.
             StorageError: The directory cannot be used.
         """
+        settings, directory = self.settings, self.settings.directory
         if self._provider is None:
             try:
-                self._provider = await open_provider(self.settings)
+                if directory and settings.profile in BUILT_IN and is_read_only(directory):
+                    self._copy = await asyncio.to_thread(PrivateCopy, directory)
+                    settings = dataclasses.replace(settings, directory=self._copy.directory)
+                self._provider = await open_provider(settings)
             except DirectoryInUse as error:
                 raise OwnerUnreachable(
                     f"{self.settings.directory} is in use by a process that has no admin socket.",
                     remedy="stop that process",
                 ) from error
+        if writing and self._copy is not None:
+            raise StoreUnavailable(
+                f"{directory} may not be written.",
+                remedy="mount it for writing, or run it as the directory's owner",
+                path=directory,
+            )
         return self._provider
 
     async def close(self) -> None:
         """Close the provider, if there is one."""
         if self._provider is not None:
             await self._provider.close()
+        if self._copy is not None:
+            await asyncio.to_thread(self._copy.remove)
 
 
 class Command(Generic[P]):

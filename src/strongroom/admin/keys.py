@@ -16,13 +16,13 @@ from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.provider import SqliteProvider
 
 
-async def provider_with_keystore(node: Administered) -> SqliteProvider:
-    """The node's provider.
+async def provider_with_keystore(node: Administered, *, writing: bool = False) -> SqliteProvider:
+    """The node's provider. `writing` says whether the command changes anything.
 
     Raises:
         NotSupported: It has no keystore.
     """
-    provider = await node.provider()
+    provider = await node.provider(writing=writing)
     if not isinstance(provider, SqliteProvider):
         raise NotSupported(
             f"{type(provider).__name__} has no keystore.",
@@ -34,7 +34,7 @@ async def provider_with_keystore(node: Administered) -> SqliteProvider:
 @Command
 async def rotate_master(node: Administered, *, master_key: str) -> AsyncGenerator[Any, None]:
     """Encrypt the keystore under a new master key."""
-    provider = await provider_with_keystore(node)
+    provider = await provider_with_keystore(node, writing=True)
     master = await asyncio.to_thread(MasterKey, master_key)
     await provider.change_master(master)
     yield {"fingerprint": master.fingerprint, "generation": provider.files.keystore.generation}
@@ -51,7 +51,7 @@ def rotate_data(
 async def _rotate_data(
     node: Administered, namespaces: list[str] | None, report: OnProgress
 ) -> list[dict[str, str]]:
-    provider = await provider_with_keystore(node)
+    provider = await provider_with_keystore(node, writing=True)
     rotated = await provider.rotate(namespaces, report)
     entries = provider.files.keystore.entries
     return [{"namespace": name, "key": entries[name].key.id} for name in rotated]

@@ -256,7 +256,7 @@ async def import_(
 async def drop(node: Administered, *, namespace: str) -> AsyncGenerator[Any, None]:
     """Delete a namespace."""
     await _existing(node, namespace)
-    await (await node.provider()).drop(namespace)
+    await (await node.provider(writing=True)).drop(namespace)
     yield {"namespace": namespace, "dropped": True}
 
 
@@ -275,7 +275,7 @@ async def _writable(node: Administered, namespace: str) -> RecordStore:
             f"{namespace} is the node's own, and cannot be written by hand.",
             remedy="strongroom store ls, which lists the others",
         )
-    provider = await node.provider()
+    provider = await node.provider(writing=True)
     check_namespace(namespace, await provider.namespaces())
     return await provider.open(namespace)
 

@@ -27,6 +27,7 @@ import msgspec
 
 from strongroom.admin import health, keys, records
 from strongroom.admin.command import Administered, Command, Described, Progress
+from strongroom.disk.inspect import is_directory
 from strongroom.errors import NotSupported, OwnerUnreachable, SettingsError, StrongroomError
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import BUILT_IN, StorageProvider
@@ -332,7 +333,7 @@ async def connect(settings: StorageSettings) -> AsyncIterator[Client]:
     Raises:
         SettingsError: No directory is named, or no node has kept data there.
     """
-    directory = _checked_directory(settings)
+    directory = checked_directory(settings)
     if directory and (streams := await _open_socket(directory)):
         reader, writer = streams
         try:
@@ -344,7 +345,8 @@ async def connect(settings: StorageSettings) -> AsyncIterator[Client]:
         yield client
 
 
-def _checked_directory(settings: StorageSettings) -> Path | None:
+def checked_directory(settings: StorageSettings) -> Path | None:
+    """The directory that a command is for, in which a node has kept data."""
     directory, built_in = settings.directory, settings.profile in BUILT_IN
     if directory is None and built_in:  # other providers may keep their data elsewhere
         raise SettingsError(
@@ -352,11 +354,8 @@ def _checked_directory(settings: StorageSettings) -> Path | None:
             remedy="--directory data, or FAME_STORAGE_DB_DIRECTORY=data",
         )
     if directory is not None:
-        try:
-            names = [path.name for path in directory.iterdir()]
-        except (FileNotFoundError, NotADirectoryError):
-            names = []
-        if not any(name.endswith(".db") or not built_in for name in names):
+        found = directory.iterdir() if is_directory(directory) else ()
+        if not any(path.name.endswith(".db") or not built_in for path in found):
             raise SettingsError(
                 f"No node has kept data in {directory}.",
                 remedy="another directory in FAME_STORAGE_DB_DIRECTORY",

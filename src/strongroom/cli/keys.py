@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -64,7 +65,7 @@ def check(directory: Directory = None, as_json: Json = False) -> None:
     settings = storage_settings(directory)
     master = read_master_key(settings, existing=True)
     path = (settings.directory or Path()) / KEYSTORES["encrypted-sqlite"]
-    if not path.exists():
+    if not os.path.lexists(path):
         raise KeystoreMissing(
             f"{path} does not exist.", remedy="--directory, or FAME_STORAGE_DB_DIRECTORY", path=path
         )
@@ -191,7 +192,7 @@ def audit_verify(directory: Directory = None, as_json: Json = False) -> None:
 
 def _new_master(directory: Path | None, file: Path | None, command: str | None) -> MasterKey:
     found = storage_settings(directory).directory
-    if found is not None and (found / KEYSTORES["sqlite"]).exists():
+    if found is not None and os.path.lexists(found / KEYSTORES["sqlite"]):
         raise NotSupported(  # before the key leaves this process
             f"{found} is not encrypted, so it has no master key.",
             remedy="another directory in FAME_STORAGE_DB_DIRECTORY",

@@ -29,7 +29,10 @@ from strongroom.storage.sqlite.files import file_name
 Directory = Annotated[
     Path | None,
     typer.Option(
-        "--directory", "-d", help="The data directory [default: FAME_STORAGE_DB_DIRECTORY]."
+        "--directory",
+        "-d",
+        readable=False,  # not checked here: is_directory says more
+        help="The data directory [default: FAME_STORAGE_DB_DIRECTORY].",
     ),
 ]
 Json = Annotated[
@@ -67,7 +70,7 @@ def storage_settings(directory: Path | None) -> StorageSettings:
     found = directory or settings.directory
     profile = settings.profile
     if found is not None and profile == "memory":
-        there = [name for name, file in KEYSTORES.items() if (found / file).exists()]
+        there = [name for name, file in KEYSTORES.items() if os.path.lexists(found / file)]
         profile = there[0] if there else "encrypted-sqlite"
     return dataclasses.replace(settings, directory=found, profile=profile)
 

@@ -17,7 +17,7 @@ import typer
 from strongroom.admin import records
 from strongroom.admin.command import Progress
 from strongroom.admin.records import EMPTY, MAX_VERSION, ExportedRecord
-from strongroom.admin.socket import connect
+from strongroom.admin.socket import checked_directory, connect
 from strongroom.cli.output import (
     Directory,
     Json,
@@ -33,8 +33,12 @@ from strongroom.cli.output import (
     terminal,
 )
 from strongroom.errors import ImportInvalid, InvalidKey
+from strongroom.nodes.identity import NodeStores
 from strongroom.printable import printable
+from strongroom.settings import StorageSettings
+from strongroom.storage.provider import open_provider
 from strongroom.storage.records import MAX_VALUE_BYTES
+from strongroom.storage.sqlite.provider import SqliteProvider
 
 MAX_NUMBER = 2**63 - 1
 BATCH_RECORDS = 500
@@ -274,6 +278,36 @@ def drop(
     items = request(directory, records.drop, namespace=namespace)
     text = "Dropped {namespace} and destroyed its data key.".format_map
     asyncio.run(show(items, as_json=as_json, text=text))
+
+
+@app.command()
+def adopt(
+    node_id: Annotated[str, typer.Argument(help="The id of the node that is to have it.")],
+    directory: Directory = None,
+    as_json: Json = False,
+) -> None:
+    """Give a directory that no node uses, with its data and addresses, to the node of another id.
+
+    A node whose FAME_NODE_ID is not the id in its directory does not start: the directories of two
+    nodes may have been exchanged. Two nodes never have one directory, nor copies of one.
+
+    \b
+    strongroom store adopt agent-2 --directory data
+    """
+    found = asyncio.run(_adopt(storage_settings(directory), node_id))
+    say(found, "The directory of {former} is now that of {node_id}.", as_json=as_json)
+
+
+async def _adopt(settings: StorageSettings, node_id: str) -> dict[str, str]:
+    checked_directory(settings)
+    provider = await open_provider(settings)
+    try:
+        former = await (await NodeStores.open(provider, None)).adopt(node_id)
+        if isinstance(provider, SqliteProvider):
+            await provider.note("adopted", detail=f"by the node {node_id}, was {former}'s")
+    finally:
+        await provider.close()
+    return {"former": former, "node_id": node_id}
 
 
 def _stats(found: dict[str, Any]) -> str:

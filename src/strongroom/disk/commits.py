@@ -14,10 +14,10 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from strongroom.disk.directory import SHARED_MEMORY_SUFFIX, log_of, sync_file, writing
+from strongroom.disk.directory import COMMITS, SHARED_MEMORY_SUFFIX, log_of, sync_file, writing
+from strongroom.disk.inspect import open_file
 from strongroom.disk.wal import NO_FRAMES, LogEnd, read_end
 
-NAME = "__commits"
 _SLOT = struct.Struct(">8sQQI16s")
 _CRC = struct.Struct(">I")  # of the slot before it
 _HEADER = struct.Struct("=16xI4x2I8s8x")
@@ -41,19 +41,26 @@ class Commits:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Read the file if it exists, and write nothing yet."""
-        self.path = directory / NAME
+        """Look at nothing yet."""
+        self.path = directory / COMMITS
         self._turn = threading.Lock()
         self._descriptor = -1
         self._slots: dict[bytes, int] = {}
         self._known: dict[bytes, Committed] = {}
         self._free: list[int] = []
-        data = self.path.read_bytes() if self.path.exists() else b""
+        self._end = 0
+
+    def read(self) -> None:
+        """Read the file if it exists."""
+        if not self.path.exists():
+            return
+        with open_file(self.path) as file:
+            data = file.read()
         self._end = len(data) // _SLOT_SIZE
         for slot in range(self._end):
-            self._read(slot, data[slot * _SLOT_SIZE : (slot + 1) * _SLOT_SIZE])
+            self._read_slot(slot, data[slot * _SLOT_SIZE : (slot + 1) * _SLOT_SIZE])
 
-    def _read(self, slot: int, data: bytes) -> None:
+    def _read_slot(self, slot: int, data: bytes) -> None:
         file_id, revision, base, frames, seal = _SLOT.unpack_from(data)
         if _CRC.unpack_from(data, _SLOT.size) == (zlib.crc32(data[: _SLOT.size]),):
             self._slots[file_id] = slot
@@ -62,7 +69,8 @@ class Commits:
             self._free.append(slot)
 
     def open(self) -> None:
-        """Prepare for `note`."""
+        """Read the file, and prepare for `note`."""
+        self.read()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with writing(self.path):
             self._descriptor = os.open(self.path, flags, 0o600)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import stat
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ _TEMPORARY = ".new"
 LOG_SUFFIX = "-wal"
 SHARED_MEMORY_SUFFIX = "-shm"
 JOURNAL_SUFFIX = "-journal"
+COMMITS = "__commits"
 
 
 def log_of(path: Path) -> Path:
@@ -153,7 +155,7 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> 
 
     Args:
         path: Where the file will be.
-        write: Called with the path of an empty file, mode 0600, to fill and close it.
+        write: Called with the path of an empty file to fill and close it.
         replace: Whether to replace a file at `path`; otherwise it is an error.
 
     Raises:
@@ -174,10 +176,24 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool) -> 
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new empty file, mode 0600, that will be renamed to `path`, or deleted at the next start."""
+    """A new empty file that will be renamed to `path`, or deleted at the next start.
+
+    It has the owner, group and mode of the file at `path`, so that a command of root leaves a
+    directory in which its owner can work. A file that is new has its directory's owner, and mode
+    0600.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     with writing(path):
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        try:
+            old = path.lstat() if os.path.lexists(path) else None
+            like = old or path.parent.stat()
+            with contextlib.suppress(PermissionError):  # only root may give files away
+                os.fchown(descriptor, like.st_uid, like.st_gid)
+            if old is not None:
+                os.fchmod(descriptor, stat.S_IMODE(old.st_mode) | 0o600)
+        finally:
+            os.close(descriptor)
     return temporary
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from strongroom.disk.inspect import open_file
 from strongroom.errors import FormatUnsupported, StoreDamaged, StoreNotEncrypted
 from strongroom.keys.derive import MAGIC, PASSPHRASE, RANDOM_KEY, Header, crc8
 
@@ -62,7 +63,7 @@ def check_plain(path: Path) -> None:
 
 
 def _first_page(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(PAGE_SIZE)
 
 

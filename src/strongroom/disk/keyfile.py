@@ -15,6 +15,7 @@ import msgspec
 
 from strongroom.disk import database
 from strongroom.disk.header import check_plain, read_header
+from strongroom.disk.inspect import check_database
 from strongroom.errors import StoreDamaged, StoreMissing, WrongMasterKey
 from strongroom.keys.derive import FileKey, file_key, new_file_id
 from strongroom.keys.keystore import NAMESPACE, KeystoreContents
@@ -63,12 +64,14 @@ def read_keystore(path: Path, master: MasterKey | None) -> KeystoreContents:
     """Read a keystore. Blocks.
 
     Raises:
+        DirectoryError: Something else than a file of ours is there.
         StoreMissing: There is no such file.
         StoreNotEncrypted: It is plain, and a master key was given.
         StoreDamaged: It holds bytes that were never valid.
         FormatUnsupported: A newer Strongroom wrote it.
         WrongMasterKey: It was written under another master key.
     """
+    check_database(path)
     if not path.exists():
         raise StoreMissing(f"{path} is not there.", path=path, namespace=NAMESPACE)
     if master is None:

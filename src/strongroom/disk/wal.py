@@ -20,6 +20,7 @@ import apsw
 
 from strongroom.disk.directory import log_of
 from strongroom.disk.header import PAGE_SIZE
+from strongroom.disk.inspect import open_file
 from strongroom.errors import StoreDamaged
 
 _HEADER = struct.Struct(">8I")
@@ -67,7 +68,7 @@ def check(path: Path, connect: Callable[[], apsw.Connection], acknowledged: LogE
         if acknowledged.frames:
             raise _damaged(log, "what was acknowledged last is missing from it")
         return
-    with log.open("rb") as file:
+    with open_file(log) as file:
         salts = _salts(file.read(_HEADER.size))
         if salts is None:
             raise _damaged(log, "its header is not valid, and frames follow it")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
+from strongroom.errors import DirectoryError
 from strongroom.messaging.address import check_node_id, new_id
 from strongroom.storage.provider import NODE_META
 from strongroom.version import __version__
@@ -48,10 +49,22 @@ class NodeStores:
 
     @classmethod
     async def open(cls, provider: StorageProvider, node_id: str | None) -> NodeStores:
-        """Open the stores. The node's id is the one given, else the stored one, else a new one."""
+        """Open the stores. The node's id is the one given, else the stored one, else a new one.
+
+        Raises:
+            DirectoryError: The stores are those of a node with another id than the one given.
+        """
         meta = await provider.own_store(NodeMeta, NODE_META)
-        bindings = await provider.own_store(Binding, "__binding_store")
         known = await meta.get("node")
+        if known and node_id and known.node_id != node_id:
+            raise DirectoryError(
+                f"{provider!r} holds the data of the node {known.node_id!r}, and FAME_NODE_ID is "
+                f"{node_id!r}.",
+                remedy=f"that node's own directory, or strongroom store adopt {node_id}, which "
+                "gives this one to it",
+                path=provider.settings.directory,
+            )
+        bindings = await provider.own_store(Binding, "__binding_store")
         node = NodeMeta(
             node_id=check_node_id(node_id or (known.node_id if known else new_id())),
             created=known.created if known else datetime.now(UTC),
@@ -61,6 +74,12 @@ class NodeStores:
         if node != known:
             await meta.set("node", node)
         return cls(meta, bindings, node)
+
+    async def adopt(self, node_id: str) -> str:
+        """Give the stores to a node with another id. Returns the id of the former one."""
+        former, self.node.node_id = self.node.node_id, check_node_id(node_id)
+        await self._meta.set("node", self.node)
+        return former
 
     async def record_clean_stop(self) -> None:
         """Store the time at which the node stopped."""

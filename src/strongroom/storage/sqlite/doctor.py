@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import apsw
 import msgspec
 
 from strongroom.disk import database
+from strongroom.disk.copying import is_read_only
 from strongroom.disk.directory import NETWORK_FILESYSTEMS, filesystem, log_of
 from strongroom.errors import RecordInvalid, StorageError, StoreUnavailable
 from strongroom.keys.audit import AuditLine
@@ -119,20 +121,32 @@ def _surroundings(files: StoreFiles) -> Iterator[Finding]:
 
 
 def _modes(directory: Path) -> Iterator[Finding]:
-    open_to_others = [
-        path for path in (directory, *sorted(directory.iterdir())) if path.stat().st_mode & 0o077
-    ]
-    for path in open_to_others:
-        yield Finding(
-            _PROBLEM,
-            f"Others than the owner can access {path} (mode {path.stat().st_mode & 0o777:o}).",
-            remedy=f"chmod {'700' if path.is_dir() else '600'} {path}",
-        )
-    if not open_to_others:
+    owner = directory.stat().st_uid
+    sound = True
+    for path in (directory, *sorted(directory.iterdir())):
+        info = path.lstat() if path != directory else path.stat()
+        if info.st_mode & 0o077 and not stat.S_ISLNK(info.st_mode):
+            sound = False
+            yield Finding(
+                _PROBLEM,
+                f"Others than the owner can access {path} (mode {info.st_mode & 0o777:o}).",
+                remedy=f"chmod {'700' if path.is_dir() else '600'} {path}",
+            )
+        if info.st_uid != owner:
+            sound = False
+            yield Finding(
+                _PROBLEM,
+                f"{path} belongs to user {info.st_uid}, and its directory to user {owner}.",
+                remedy=f"chown -h {owner} {path}, as root",
+            )
+    if sound:
         yield Finding(_OK, "Only their owner can access the directory and its files.")
 
 
 def _free_space(files: StoreFiles) -> Finding:
+    if is_read_only(files.directory):
+        what = f"{files.directory} cannot be written: no node can use it, but it can be read."
+        return Finding(_NOTE, what, remedy="strongroom store export, to read what is in it")
     free = shutil.disk_usage(files.directory).free
     largest = max((_size(files.path(n)) for n in files.keystore.entries), default=0)
     if free < 2 * largest:

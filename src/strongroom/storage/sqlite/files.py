@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import logging
+import os
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from strongroom.disk.directory import (
     sync_directory,
 )
 from strongroom.disk.header import check_plain, read_header
+from strongroom.disk.inspect import check_database, check_directory, check_files, is_directory
 from strongroom.disk.keyfile import KeystoreFile, read_keystore, write_keystore
 from strongroom.disk.wal import PUT_NEWEST_BACK
 from strongroom.errors import (
@@ -165,10 +167,13 @@ class StoreFiles:
 
     def _lock_directory(self) -> MasterKey | None:
         database.check_engine()
+        if is_directory(self.directory):
+            check_directory(self.directory)
         master = self._read_master_key()
         make_directory(self.directory)
         check_filesystem(self.directory)
         self._lock = DirectoryLock(self.directory)
+        check_files(self.directory)
         self._check_profile()
         self.commits.open()
         return master
@@ -176,7 +181,7 @@ class StoreFiles:
     def _read_master_key(self) -> MasterKey | None:
         if not self.encrypts:
             return None
-        return read_master_key(self._settings, existing=self.path(KEYSTORE).exists())
+        return read_master_key(self._settings, existing=os.path.lexists(self.path(KEYSTORE)))
 
     def _open_keystore(self, master: MasterKey | None) -> Keystore:
         path = self.path(KEYSTORE)
@@ -201,6 +206,8 @@ class StoreFiles:
         master = self._read_master_key()
         lock = DirectoryLock(self.directory)
         try:
+            check_files(self.directory)
+            self.commits.read()
             self._check_profile()
             path = self.path(KEYSTORE)
             contents = read_keystore(path, master)
@@ -265,6 +272,7 @@ class StoreFiles:
         SQLite's locks.
         """
         path, entry = self.path(namespace), self.keystore.entries[namespace]
+        check_database(path)
         if not path.exists():
             raise StoreMissing(
                 f"{path} is not there, and the keystore knows it. Nothing was changed.",
