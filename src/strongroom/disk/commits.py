@@ -14,7 +14,14 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from strongroom.disk.directory import COMMITS, SHARED_MEMORY_SUFFIX, log_of, sync_file, writing
+from strongroom.disk.directory import (
+    COMMITS,
+    SHARED_MEMORY_SUFFIX,
+    give_to_owner_of,
+    log_of,
+    sync_file,
+    writing,
+)
 from strongroom.disk.inspect import open_file
 from strongroom.disk.wal import NO_FRAMES, LogEnd, read_end
 
@@ -74,6 +81,7 @@ class Commits:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with writing(self.path):
             self._descriptor = os.open(self.path, flags, 0o600)
+            give_to_owner_of(self.path.parent.stat(), self._descriptor)
 
     def close(self) -> None:
         """Close the file, and delete it if no store needs it."""

@@ -187,14 +187,18 @@ def temporary_beside(path: Path) -> Path:
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
             old = path.lstat() if os.path.lexists(path) else None
-            like = old or path.parent.stat()
-            with contextlib.suppress(PermissionError):  # only root may give files away
-                os.fchown(descriptor, like.st_uid, like.st_gid)
+            give_to_owner_of(old or path.parent.stat(), descriptor)
             if old is not None:
                 os.fchmod(descriptor, stat.S_IMODE(old.st_mode) | 0o600)
         finally:
             os.close(descriptor)
     return temporary
+
+
+def give_to_owner_of(like: os.stat_result, descriptor: int) -> None:
+    """Give a file that root has created to the owner of another one."""
+    with contextlib.suppress(PermissionError):  # only root may give files away
+        os.fchown(descriptor, like.st_uid, like.st_gid)
 
 
 def replace_database(path: Path, new: Path) -> None:
