@@ -12,8 +12,8 @@
             RevisionConflict: KeyExists
         FabricError: NoFabric, InvalidAddress, ListenFailed, ProtocolError, MessageTooLarge
             AttachFailed: AttachRefused
-            CallError: NoRoute, CallTimeout, CallInterrupted, UnknownOperation, InvalidArguments,
-                OperationFailed, StreamStalled
+            CallError: NoRoute, Busy, CallTimeout, CallInterrupted, UnknownOperation,
+                InvalidArguments, OperationFailed, StreamStalled
 
 Each says what happened (`what`) and what to do about it (`remedy`); its facts are attributes.
 A node or a command that ends with an error exits with its `exit_code`; docs/errors.md lists them.
@@ -398,6 +398,12 @@ class NoRoute(CallError):
     """Nothing is bound to the address; the operation did not run."""
 
     exit_code = 51
+
+
+class Busy(CallError):
+    """Too many calls are running on the agent's node; the operation did not run."""
+
+    exit_code = 57
 
 
 class CallTimeout(CallError, TimeoutError):

@@ -5,6 +5,7 @@ Nothing else in the package reads these variables. No repr shows a secret.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -56,6 +57,16 @@ def _whole_number(text: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError("a whole number") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError("a number of seconds")
+    return seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +192,36 @@ class Settings:
         parse=str.lower,
         choices=("at-most-once", "at-least-once"),
     )
+    delivery_attempts: int = _variable(
+        "FAME_DELIVERY_ATTEMPTS",
+        "how often an at-least-once message is tried before it is set aside",
+        5,
+        parse=_whole_number,
+    )
+    delivery_pause_seconds: float = _variable(
+        "FAME_DELIVERY_PAUSE_SECONDS",
+        "seconds before such a message is tried a second time; each later pause is twice as long",
+        1.0,
+        parse=_seconds,
+    )
+    max_running_calls: int = _variable(
+        "FAME_MAX_RUNNING_CALLS",
+        "how many calls run on a node at a time; one caller alone gets half of them",
+        2048,
+        parse=_whole_number,
+    )
+    max_open_streams: int = _variable(
+        "FAME_MAX_OPEN_STREAMS",
+        "how many streams are open on a node at a time; one reader alone gets half of them",
+        8192,
+        parse=_whole_number,
+    )
+    stop_grace_seconds: float = _variable(
+        "FAME_STOP_GRACE_SECONDS",
+        "seconds for which a stopping node lets calls finish",
+        3.0,
+        parse=_seconds,
+    )
     show_envelopes: bool = _variable(
         "FAME_SHOW_ENVELOPES", "whether to log every envelope", default=False, parse=_flag
     )
@@ -256,7 +297,7 @@ def _check(settings: StorageSettings | Settings) -> None:
         value = getattr(settings, setting)
         if variable.choices and value not in {None, *variable.choices}:
             raise _invalid(variable, value, ", ".join(variable.choices))
-        if isinstance(value, int) and value < 0:
+        if isinstance(value, int | float) and not value >= 0:  # nor NaN
             raise _invalid(variable, value, "a number that is not negative")
 
 

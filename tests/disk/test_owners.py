@@ -22,6 +22,7 @@ OWNER, OTHER = 65534, 65533
 PROGRAM = """
 import asyncio, os, sys, tempfile
 from pathlib import Path
+from strongroom.cli import terminal
 from strongroom.cli.main import main
 from strongroom.errors import StrongroomError
 from strongroom.storage.sqlite.provider import SqliteProvider

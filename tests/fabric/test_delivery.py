@@ -10,7 +10,7 @@ import pytest
 
 from strongroom import Agent, Fabric, Settings, open_provider, operation
 from strongroom.errors import CallTimeout, NoRoute, OperationFailed, SettingsError
-from strongroom.nodes.at_least_once import ReceivedMessage
+from strongroom.messaging.stored import ReceivedMessage
 from strongroom.settings import StorageSettings
 from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel, url
 from support.peer import raw_child, say

@@ -17,11 +17,12 @@ def url(sentinel: Sentinel) -> str:
 
 
 def sentinel(**settings: Any) -> Sentinel:
-    return Sentinel(Settings(**{"listener_port": 0, **settings}))
+    return Sentinel(Settings(**{"listener_port": 0, "stop_grace_seconds": 0, **settings}))
 
 
 def fabric(hub: Sentinel, **settings: Any) -> Fabric:
-    return Fabric(Settings(admission_url=url(hub), **settings))
+    """A fabric that waits for no running call when it stops, unless `settings` says so."""
+    return Fabric(Settings(admission_url=url(hub), **{"stop_grace_seconds": 0, **settings}))
 
 
 @asynccontextmanager

@@ -47,6 +47,9 @@ class Described(Protocol):
     def describe(self) -> dict[str, Any]:
         """The node's id, path and bindings."""
 
+    async def redeliver(self) -> None:
+        """Take up stored messages that are not under way."""
+
 
 class Administered:
     """What commands work on: a running node, or a data directory that no node uses.

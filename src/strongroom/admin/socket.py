@@ -25,7 +25,7 @@ from typing import Any, ParamSpec
 
 import msgspec
 
-from strongroom.admin import health, keys, records
+from strongroom.admin import delivery, health, keys, records
 from strongroom.admin.command import Administered, Command, Described, Progress
 from strongroom.disk.inspect import is_directory
 from strongroom.errors import NotSupported, OwnerUnreachable, SettingsError, StrongroomError
@@ -43,7 +43,7 @@ STALLED_SECONDS = 60.0
 
 COMMANDS: dict[str, Command[...]] = {
     command.name: command
-    for module in (records, keys, health)
+    for module in (records, keys, health, delivery)
     for command in vars(module).values()
     if isinstance(command, Command)
 }

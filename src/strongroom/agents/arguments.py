@@ -10,8 +10,16 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from pydantic.fields import FieldInfo
 
-from strongroom.agents.values import MAX_PROBLEMS, Codec, Unfit, listed, problem, within
 from strongroom.errors import InvalidArguments
+from strongroom.messaging.values import (
+    MAX_COUNTED,
+    MAX_PROBLEMS,
+    Codec,
+    Unfit,
+    listed,
+    problem,
+    within,
+)
 
 Problems = list[dict[str, Any]]
 
@@ -97,6 +105,8 @@ class Parameters:
         return self._read_one(name, value, problems)
 
     def _read_one(self, name: str, value: Any, problems: Problems) -> Any:
+        if len(problems) >= MAX_COUNTED:
+            return None  # the call is refused anyway
         try:
             return self._codecs[name].read(value)
         except Unfit as error:

@@ -12,8 +12,8 @@ from msgspec import Raw
 
 from strongroom.agents.arguments import Parameters
 from strongroom.agents.methods import MARK, Method, marked_methods
-from strongroom.agents.values import Unfit, listed
 from strongroom.errors import StrongroomError
+from strongroom.messaging.values import Unfit, listed
 
 # --- what type checkers see; at run time a decorated method stays the function that it was ------
 

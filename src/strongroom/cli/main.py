@@ -17,7 +17,7 @@ import typer
 from strongroom import __version__
 from strongroom.admin import health
 from strongroom.agents.agent import Agent
-from strongroom.cli import keys, store
+from strongroom.cli import delivery, keys, store
 from strongroom.cli.loading import load_agent
 from strongroom.cli.output import (
     CLICK_USAGE_ERROR,
@@ -60,6 +60,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store.app, name="store")
+app.add_typer(delivery.app, name="delivery")
 app.add_typer(keys.key_app, name="key")
 app.add_typer(keys.audit_app, name="audit")
 

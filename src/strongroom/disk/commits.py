@@ -17,7 +17,7 @@ from typing import NamedTuple
 from strongroom.disk.directory import (
     COMMITS,
     SHARED_MEMORY_SUFFIX,
-    give_to_owner_of,
+    give,
     log_of,
     sync_file,
     writing,
@@ -48,7 +48,6 @@ class Commits:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Look at nothing yet."""
         self.path = directory / COMMITS
         self._turn = threading.Lock()
         self._descriptor = -1
@@ -57,17 +56,17 @@ class Commits:
         self._free: list[int] = []
         self._end = 0
 
-    def read(self) -> None:
-        """Read the file if it exists."""
-        if not self.path.exists():
-            return
-        with open_file(self.path) as file:
-            data = file.read()
+    def load(self) -> None:
+        """Read the file, if there is one."""
+        data = b""
+        if os.path.lexists(self.path):
+            with open_file(self.path) as file:
+                data = file.read()
         self._end = len(data) // _SLOT_SIZE
         for slot in range(self._end):
-            self._read_slot(slot, data[slot * _SLOT_SIZE : (slot + 1) * _SLOT_SIZE])
+            self._read(slot, data[slot * _SLOT_SIZE : (slot + 1) * _SLOT_SIZE])
 
-    def _read_slot(self, slot: int, data: bytes) -> None:
+    def _read(self, slot: int, data: bytes) -> None:
         file_id, revision, base, frames, seal = _SLOT.unpack_from(data)
         if _CRC.unpack_from(data, _SLOT.size) == (zlib.crc32(data[: _SLOT.size]),):
             self._slots[file_id] = slot
@@ -76,12 +75,11 @@ class Commits:
             self._free.append(slot)
 
     def open(self) -> None:
-        """Read the file, and prepare for `note`."""
-        self.read()
+        """Prepare for `note`, after `load`."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with writing(self.path):
             self._descriptor = os.open(self.path, flags, 0o600)
-            give_to_owner_of(self.path.parent.stat(), self._descriptor)
+            give(self._descriptor, self.path.parent.stat())
 
     def close(self) -> None:
         """Close the file, and delete it if no store needs it."""

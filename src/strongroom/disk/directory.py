@@ -23,6 +23,7 @@ LOG_SUFFIX = "-wal"
 SHARED_MEMORY_SUFFIX = "-shm"
 JOURNAL_SUFFIX = "-journal"
 COMMITS = "__commits"
+"""The file in which `commits.py` notes what was committed."""
 
 
 def log_of(path: Path) -> Path:
@@ -187,7 +188,7 @@ def temporary_beside(path: Path) -> Path:
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
             old = path.lstat() if os.path.lexists(path) else None
-            give_to_owner_of(old or path.parent.stat(), descriptor)
+            give(descriptor, old or path.parent.stat())
             if old is not None:
                 os.fchmod(descriptor, stat.S_IMODE(old.st_mode) | 0o600)
         finally:
@@ -195,9 +196,9 @@ def temporary_beside(path: Path) -> Path:
     return temporary
 
 
-def give_to_owner_of(like: os.stat_result, descriptor: int) -> None:
-    """Give a file that root has created to the owner of another one."""
-    with contextlib.suppress(PermissionError):  # only root may give files away
+def give(descriptor: int, like: os.stat_result) -> None:
+    """Give a file the owner and group of another, if this is root's process."""
+    with contextlib.suppress(PermissionError):
         os.fchown(descriptor, like.st_uid, like.st_gid)
 
 

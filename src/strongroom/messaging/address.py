@@ -118,3 +118,12 @@ def source_id(path: str) -> str:
         number, digit = divmod(number, 62)
         digits.append(_ALPHABET[digit])
     return digits[::-1].decode()
+
+
+def source_of(reply_to: str | None) -> str:
+    """The id of the node to which the answers to a message go; empty if it is not known.
+
+    Unlike the node's path, it stays the same when its sentinel gets another id.
+    """
+    path = (reply_to or "").partition("@")[2].split("/", 2)
+    return path[2] if len(path) > 2 else ""  # noqa: PLR2004 - nothing, the sentinel, the node

@@ -47,10 +47,6 @@ class Bindings:
         """The address that only this node has: in a pool, this node's own one."""
         return address.member(self.node_id) if address.is_pool else address
 
-    def addresses_of(self, handler: Handler) -> set[str]:
-        """All addresses at which `handler` answers."""
-        return {address for address, bound in self._handlers.items() if bound is handler}
-
     def announced(self) -> list[tuple[Address, Handler]]:
         """The addresses that a sentinel must know: a pool, but not this node's address in it."""
         known = [(Address.parse(address), handler) for address, handler in self._handlers.items()]

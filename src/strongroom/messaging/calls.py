@@ -24,6 +24,7 @@ from strongroom.messaging.deadline import Deadline
 from strongroom.messaging.delivery import AtMostOnce
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
 from strongroom.messaging.flow import STALL_SECONDS, Release
+from strongroom.messaging.places import own_place
 from strongroom.messaging.rpc import (
     Request,
     Response,
@@ -65,7 +66,7 @@ class _Stream:
             if self.error is not None:
                 raise self.error
             self._arrived.clear()
-            with Deadline(self._loop, timeout):
+            with Deadline(self._loop, timeout), own_place.get():
                 await self._arrived.wait()
         item, release = self.items.popleft()
         self._read_at = self._loop.time()
@@ -152,8 +153,9 @@ class OutgoingCalls:
         answer: asyncio.Future[Response] = self._loop.create_future()
         corr_id = self._expect(request, answer)
         try:
-            await self._delivery.send(request)
-            response = await answer
+            with own_place.get():
+                await self._delivery.send(request)
+                response = await answer
         except MessageTooLarge as error:
             raise _named(error, method) from None
         finally:
@@ -245,6 +247,7 @@ class OutgoingCalls:
         waiting = self._waiting.get(envelope.corr_id or "")
         if waiting is None:
             release()
+            self.check_reader(envelope)
             return
         try:
             response = read_response(payload)
@@ -264,6 +267,12 @@ class OutgoingCalls:
         elif not waiting.answer.done():
             waiting.answer.set_result(response)
         release()
+
+    def check_reader(self, envelope: Envelope) -> None:
+        """End a stream that nobody reads any more, if `envelope` comes from one."""
+        if envelope.reply_to is not None and envelope.corr_id not in self._waiting:
+            closed = DeliveryAck(ok=False, code=NackCode.STREAM_CLOSED)
+            self._sender.acknowledge(envelope, closed)
 
     def on_nack(self, envelope: Envelope, nack: DeliveryAck) -> None:
         """A request was not delivered, or its answer will not come."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType
 from strongroom.messaging.flow import Release
@@ -13,10 +13,22 @@ from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender
 
 
+class Work(NamedTuple):
+    """A message for a handler. `release` is called when it begins to run."""
+
+    handler: Handler
+    envelope: Envelope
+    data: Data
+    release: Release
+
+
 class Runner(Protocol):
     """What runs requests: `serving.IncomingCalls`."""
 
-    def start(self, handler: Handler, envelope: Envelope, data: Data, release: Release) -> None:
+    def refuses(self, envelope: Envelope) -> bool:
+        """Whether a call cannot run now. Its caller is told why."""
+
+    def start(self, work: Work) -> None:
         """Run a request, or take a plain message."""
 
 
@@ -49,16 +61,20 @@ class AtMostOnce:
     def on_link_lost(self) -> None:
         """Messages that were on their way may be lost."""
 
-    def receive(
-        self, runner: Runner, handler: Handler, envelope: Envelope, data: Data, release: Release
-    ) -> None:
+    def receive(self, runner: Runner, work: Work) -> None:
         """Acknowledge a message if its sender asks for that, and run it."""
-        if envelope.rtype & ReplyType.ACK:
-            self.sender.acknowledge(envelope, DeliveryAck(ok=True))
-        runner.start(handler, envelope, data, release)
+        if runner.refuses(work.envelope):
+            work.release()
+            return
+        if work.envelope.rtype & ReplyType.ACK:
+            self.sender.acknowledge(work.envelope, DeliveryAck(ok=True))
+        runner.start(work)
 
     async def record_answer(self, request: Envelope, answer: Envelope | None) -> None:
         """Called before the answer to a request is sent; with None after a plain message."""
 
-    def resume(self, runner: Runner, handler: Handler, addresses: set[str]) -> None:
-        """Run what was acknowledged for these addresses but not finished in the last run."""
+    def on_failure(self, runner: Runner, work: Work, reason: str) -> None:
+        """The handler of a plain message raised."""
+
+    def resume(self, runner: Runner) -> None:
+        """Run what was acknowledged in the last run but not finished, and has a handler now."""

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from strongroom.errors import (
+    Busy,
     CallError,
     CallInterrupted,
     FabricError,
@@ -39,6 +40,9 @@ _NACK_ERRORS: dict[str | None, type[FabricError]] = {
     NackCode.PEER_UNREACHABLE: NoRoute,
     NackCode.CONNECTOR_CLOSED: CallInterrupted,  # the request was sent into a closing socket
     NackCode.CALL_INTERRUPTED: CallInterrupted,
+    NackCode.BUSY: Busy,
+    NackCode.NODE_LEAVING: NoRoute,
+    NackCode.SET_ASIDE: CallInterrupted,
     NackCode.STREAM_STALLED: StreamStalled,
     NackCode.MESSAGE_TOO_LARGE: MessageTooLarge,
 }

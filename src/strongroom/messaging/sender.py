@@ -113,25 +113,30 @@ class Sender:
         if channel is None:
             channel = await self.way_out.wait_for_channel()
         envelope.sid = source_id(self.bindings.path)
-        flow_id = envelope.flow_id = envelope.flow_id or self._flow_to(envelope)
+        flow_id = envelope.flow_id = envelope.flow_id or self._flow_to(envelope, channel)
         await channel.send(flow_id, encode(envelope), timeout)
         if ends_flow(envelope):
             channel.end_flow(flow_id)
 
-    def send_now(self, envelope: Envelope) -> None:
+    def send_now(self, envelope: Envelope) -> bool:
         """Send an acknowledgement, or queue it until it has credit; do not wait for it.
 
         It is lost while the link is down, or if MAX_WAITING_ACKS wait for the same receiver.
+        Returns False if nothing leads to the receiver.
         """
         try:
             channel = self._channel_to(envelope)
             if channel is not None:
                 envelope.sid = source_id(self.bindings.path)
-                flow_id = envelope.flow_id = self._flow_to(envelope)
+                flow_id = envelope.flow_id = self._flow_to(envelope, channel)
                 if channel.backlog(flow_id) < MAX_WAITING_ACKS:
                     channel.enqueue(flow_id, encode(envelope))
+                if ends_flow(envelope):
+                    channel.end_flow(flow_id)
         except FabricError as error:
             log.debug("not sent: %s", error)
+            return not isinstance(error, NoRoute)
+        return True
 
     def acknowledge(self, request: Envelope, ack: DeliveryAck) -> None:
         """Tell the sender of `request` whether it was delivered, if the sender can be told."""
@@ -165,10 +170,13 @@ class Sender:
             return self._loopback
         return self.way_out.channel_to(envelope)
 
-    def _flow_to(self, envelope: Envelope) -> str:
+    def _flow_to(self, envelope: Envelope, channel: Channel) -> str:
         # Each destination has flows to itself, so that one that stops reading holds up no other.
         # Calls and answers rotate over them; plain messages keep their order on the first, and
         # acknowledgements have the last.
+        corr_id = envelope.corr_id
+        if corr_id is not None and channel.backlog(corr_id):
+            return corr_id  # a stream's end must not overtake the items that wait
         destination = envelope.to or ""
         flows = self._flows.get(destination)
         if flows is None:
@@ -177,7 +185,7 @@ class Sender:
             flows = self._flows[destination] = [new_id() for _ in range(FLOWS_PER_DESTINATION + 1)]
         if isinstance(envelope.frame, DeliveryAck):
             return flows[-1]
-        if envelope.corr_id is None:
+        if corr_id is None:
             return flows[0]
         self._turn = (self._turn + 1) % FLOWS_PER_DESTINATION
         return flows[self._turn]

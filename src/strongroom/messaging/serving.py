@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import deque
 from collections.abc import AsyncGenerator
-from functools import partial
 from types import TracebackType
 from typing import Self
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, Struct
 
 from strongroom.errors import MessageTooLarge, StreamStalled, StrongroomError
-from strongroom.messaging.address import new_id
-from strongroom.messaging.delivery import AtMostOnce
+from strongroom.messaging.address import SYSTEM, source_of
+from strongroom.messaging.delivery import AtMostOnce, Work
 from strongroom.messaging.envelope import (
     Data,
     DeliveryAck,
@@ -25,7 +23,8 @@ from strongroom.messaging.envelope import (
     NackCode,
     ReplyType,
 )
-from strongroom.messaging.flow import STALL_SECONDS, Release
+from strongroom.messaging.flow import STALL_SECONDS
+from strongroom.messaging.places import Place, Places, own_place
 from strongroom.messaging.rpc import (
     INVALID_REQUEST,
     NULL,
@@ -39,8 +38,11 @@ from strongroom.messaging.rpc import (
     read_request,
 )
 from strongroom.messaging.sender import Sender
+from strongroom.settings import Settings
 
-MAX_RUNNING = 1024
+_CALL = ReplyType.REPLY | ReplyType.STREAM
+READER_CHECK_SECONDS = 2.0
+"""Seconds after which a stream on which nothing was sent asks whether its reader is still there."""
 UNREAD_STREAM_SECONDS = 300.0
 """Seconds for which a stream waits for a reader who has stopped reading."""
 
@@ -90,70 +92,156 @@ class _Caught:
         return task is None or task in self._ended
 
 
+class _Reader(Struct):
+    """Who reads a stream, by the request, and the task that runs it."""
+
+    envelope: Envelope
+    task: asyncio.Task[None]
+    is_quiet: bool = False
+    """Nothing was sent since the last check."""
+
+
 class IncomingCalls:
     """The requests that run on this node."""
 
-    def __init__(self, sender: Sender, delivery: AtMostOnce) -> None:
+    def __init__(self, sender: Sender, delivery: AtMostOnce, settings: Settings) -> None:
         self._sender = sender
         self._delivery = delivery
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._grace_seconds = settings.stop_grace_seconds
+        self._calls = Places(settings.max_running_calls)
+        self._streams = Places(settings.max_open_streams)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ended: set[asyncio.Task[None]] = set()
-        self._queue: deque[tuple[Handler, Envelope, Data, Release]] = deque()
+        self._readers: dict[str, _Reader] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_leaving = False
         self._context = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._tasks)
 
-    def start(self, handler: Handler, envelope: Envelope, data: Data, release: Release) -> None:
+    def refuses(self, envelope: Envelope) -> bool:
+        """Whether a call cannot run now. Its caller is told why."""
+        places, source = self._places(envelope), source_of(envelope.reply_to)
+        if self._is_leaving and envelope.rtype:
+            code, reason = (
+                NackCode.NODE_LEAVING,
+                "The agent's node is stopping; the call did not run.",
+            )
+        elif envelope.rtype & _CALL and not places.has_room(source):
+            what = "streams" if places is self._streams else "calls"
+            code = NackCode.BUSY
+            reason = f"{places.taken} {what} run on the agent's node; this one did not run."
+        else:
+            return False
+        self._sender.acknowledge(envelope, DeliveryAck(ok=False, code=code, reason=reason))
+        return True
+
+    def start(self, work: Work) -> None:
         """Run a request, or take a plain message. When too many are running, it waits."""
-        if len(self._running) >= MAX_RUNNING:
-            self._queue.append((handler, envelope, data, release))
+        envelope = work.envelope
+        is_stream = bool(envelope.rtype & ReplyType.STREAM)
+        if is_stream and envelope.corr_id in self._readers:  # a repeated request
+            work.release()
             return
-        release()
-        key = new_id() if envelope.corr_id in self._running else envelope.corr_id or new_id()
-        task = self._loop.create_task(
-            self._run(handler, envelope, data), context=self._context.copy()
-        )
-        self._running[key] = task
-        task.add_done_callback(partial(self._on_done, key))
+        source = source_of(envelope.reply_to)
+        place: Place | None = None
+        places = self._places(envelope)
+        if places.has_room(source):
+            places.take(source)
+            place = Place(places, source)
+        task = self._loop.create_task(self._run_in_place(work, place), context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        if is_stream and envelope.corr_id and envelope.reply_to:
+            self._readers[envelope.corr_id] = _Reader(envelope, task)
+            if self._timer is None:
+                self._timer = self._loop.call_later(READER_CHECK_SECONDS, self._check_readers)
 
-    def _on_done(self, key: str, task: asyncio.Task[None]) -> None:
-        del self._running[key]
+    def _places(self, envelope: Envelope) -> Places:
+        return self._streams if envelope.rtype & ReplyType.STREAM else self._calls
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         self._ended.discard(task)
-        if self._queue:
-            self.start(*self._queue.popleft())
 
     def cancel(self, corr_id: str | None) -> None:
-        """The caller is gone: stop what is running for it."""
-        task = self._running.get(corr_id or "")
-        if task is not None:
-            self._end(task)
+        """The reader of a stream is gone: stop what is running for it."""
+        reader = self._readers.get(corr_id or "")
+        if reader is not None:
+            self._end(reader.task)
+
+    def on_link_lost(self) -> None:
+        """End the streams whose readers were beyond the link: they have got an error."""
+        for reader in self._readers.values():
+            if not (reader.envelope.reply_to or "").endswith(f"@{self._sender.bindings.path}"):
+                self._end(reader.task)
+
+    def _check_readers(self) -> None:
+        """Ask after the readers of streams on which nothing was sent for a while.
+
+        If one is gone, its node or the sentinel says so.
+        """
+        self._timer = None
+        for corr_id, reader in self._readers.items():
+            if reader.is_quiet:
+                to = f"{SYSTEM}@{(reader.envelope.reply_to or '').partition('@')[2]}"
+                ack = DeliveryAck(ok=True, ref_id=reader.envelope.id)
+                probe = Envelope(
+                    to=to, corr_id=corr_id, reply_to=self._sender.sys_address, frame=ack
+                )
+                if not self._sender.send_now(probe):
+                    self._end(reader.task)
+            reader.is_quiet = True
+        if self._readers:
+            self._timer = self._loop.call_later(READER_CHECK_SECONDS, self._check_readers)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._ended.add(task)
         task.cancel()
 
     async def stop(self) -> None:
-        """Cancel everything, and wait until all of it has ended."""
-        self._queue.clear()
-        tasks = list(self._running.values())
-        for task in tasks:
-            self._end(task)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Refuse new calls, let those that run finish within the grace period, and end the rest."""
+        self._is_leaving = True
+        others = self._tasks - {asyncio.current_task()}
+        try:
+            if others and self._grace_seconds:
+                await asyncio.wait(others, timeout=self._grace_seconds)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            left = self._tasks - {asyncio.current_task()}
+            for task in left:
+                self._end(task)
+            await asyncio.gather(*left, return_exceptions=True)
 
-    async def _run(self, handler: Handler, envelope: Envelope, data: Data) -> None:
+    async def _run_in_place(self, work: Work, place: Place | None) -> None:
+        envelope = work.envelope
+        if place is None:
+            places, source = self._places(envelope), source_of(envelope.reply_to)
+            await places.wait(source)
+            place = Place(places, source)
+        own_place.set(place)
+        work.release()
+        try:
+            await self._run(work)
+        finally:
+            place.leave()
+            if envelope.rtype & ReplyType.STREAM:
+                self._readers.pop(envelope.corr_id or "", None)
+
+    async def _run(self, work: Work) -> None:
+        handler, envelope, data, _ = work
         try:
             request = read_request(data.payload)
         except (msgspec.MsgspecError, RecursionError) as error:
-            if envelope.rtype & (ReplyType.REPLY | ReplyType.STREAM):
+            if envelope.rtype & _CALL:
                 text = f"The request cannot be read: {error}"
                 request = Request("", id=envelope.corr_id)
                 await self._reply(envelope, request, error=ErrorDetail(INVALID_REQUEST, text))
-                return
-            with _Caught("on_message", self._ended):
-                await handler.receive(data.payload)
-            await self._delivery.record_answer(envelope, None)
+            else:
+                await self._take(work)
             return
         try:
             await self._answer(handler, envelope, request)
@@ -164,6 +252,14 @@ class IncomingCalls:
             await self._nack(envelope, NackCode.MESSAGE_TOO_LARGE, text)
         except StrongroomError as error:
             log.warning("The answer to %s() was not sent: %s", request.method, error)
+
+    async def _take(self, work: Work) -> None:
+        with _Caught("on_message", self._ended) as caught:
+            await work.handler.receive(work.data.payload)
+        if caught.error is not None:
+            self._delivery.on_failure(self, work, caught.error.message)
+        else:
+            await self._delivery.record_answer(work.envelope, None)
 
     async def _answer(self, handler: Handler, envelope: Envelope, request: Request) -> None:
         """Run an operation, and send its one end: a result, the end of a stream, or an error."""
@@ -226,6 +322,8 @@ class IncomingCalls:
             reply.flow_id = corr_id
             reply.flow_flags = FlowFlag.RESET if is_last else 0
             reply.reply_to = self._sender.sys_address
+            if (reader := self._readers.get(corr_id)) is not None:
+                reader.is_quiet = False
         else:
             await self._delivery.record_answer(envelope, reply)
         await self._sender.send(reply, UNREAD_STREAM_SECONDS if reply.flow_id else STALL_SECONDS)
@@ -235,6 +333,8 @@ class IncomingCalls:
             return
         nack = DeliveryAck(ok=False, code=code, reason=reason, ref_id=envelope.id)
         reply = Envelope(to=envelope.reply_to, corr_id=envelope.corr_id, frame=nack)
+        if envelope.rtype & ReplyType.STREAM:  # after the items that were sent
+            reply.flow_id, reply.flow_flags = envelope.corr_id, FlowFlag.RESET
         try:
             await self._delivery.record_answer(envelope, reply)
             await self._sender.send(reply, STALL_SECONDS)

@@ -3,37 +3,41 @@ has handled it.
 
 A caller keeps each request in `__delivery_outbox` and sends it again, under the same id, until it
 is answered or given up. The called node stores it in `__delivery_inbox` before acknowledging it,
-runs it again after a crash, and answers a repeated id with the recorded first answer. So an
-operation may run twice if the node dies while running it, and is answered once. Streams are not
-stored.
+runs it again if that was cut short, and answers a repeated id with the recorded first answer. So
+an operation may run twice if the node dies while running it, and is answered once. A message that
+cannot be handled or delivered ends in `__delivery_dead_letters`. Streams are not stored.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import msgspec
-from pydantic import BaseModel
 
 from strongroom.errors import FabricError, ProtocolError
 from strongroom.messaging.address import new_id
-from strongroom.messaging.delivery import AtMostOnce, Runner
-from strongroom.messaging.envelope import (
-    Data,
-    DeliveryAck,
-    Envelope,
-    NackCode,
-    ReplyType,
-    decode,
-    encode,
-)
-from strongroom.messaging.flow import Release
-from strongroom.messaging.rpc import Handler
+from strongroom.messaging.delivery import AtMostOnce, Runner, Work
+from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, ReplyType, encode
+from strongroom.messaging.link import check_size
 from strongroom.messaging.sender import Sender
+from strongroom.messaging.stored import (
+    DEAD_LETTERS,
+    INBOX,
+    OUTBOX,
+    DeadLetter,
+    Direction,
+    ReceivedMessage,
+    SentMessage,
+    read_message,
+)
 from strongroom.nodes.background import BackgroundTasks
+from strongroom.nodes.dead_letters import DeadLetters
+from strongroom.nodes.inbox import Inbox
+from strongroom.settings import Settings
 
 if TYPE_CHECKING:
     from strongroom.storage.provider import StorageProvider
@@ -41,34 +45,22 @@ if TYPE_CHECKING:
 
 RESEND_SECONDS = (2.0, 4.0, 8.0, 10.0)
 """Pauses before a message without an acknowledgement is sent again; the last one repeats."""
+REMIND_SECONDS = 30.0
+"""The pause before a call that was acknowledged is sent again: its answer may have got lost."""
 AWAY_SECONDS = 0.3
 MAX_UNSETTLED = 10_000
-KEEP_SENT_SECONDS = 24 * 3600.0
-KEEP_ANSWERS_SECONDS = 600.0
+KEEP_SENT = timedelta(days=1)
 
 AWAY = {
     NackCode.CHILD_UNREACHABLE,
     NackCode.PEER_UNREACHABLE,
     NackCode.CONNECTOR_CLOSED,
     NackCode.CALL_INTERRUPTED,
+    NackCode.NODE_LEAVING,
 }
 """Codes that say: the receiver exists, but is not connected now."""
 
 log = logging.getLogger(__name__)
-
-
-class SentMessage(BaseModel):
-    """A message that has no answer yet."""
-
-    envelope: str
-
-
-class ReceivedMessage(BaseModel):
-    """A message that was acknowledged, and its answer once there is one."""
-
-    envelope: str
-    is_done: bool = False
-    answer: str | None = None
 
 
 class _Unsettled:
@@ -91,41 +83,47 @@ class AtLeastOnce(AtMostOnce):
         self,
         sender: Sender,
         outbox: KeyValueStore[SentMessage],
-        inbox: KeyValueStore[ReceivedMessage],
+        inbox: Inbox,
+        dead_letters: DeadLetters,
     ) -> None:
         super().__init__(sender)
         self._outbox = outbox
         self._inbox = inbox
+        self._dead_letters = dead_letters
         self._unsettled: dict[str, _Unsettled] = {}
         self._room = asyncio.Semaphore(MAX_UNSETTLED)
-        self._storing: set[str] = set()
-        self._unfinished: list[Envelope] = []
         self._tasks = BackgroundTasks("a message was not delivered")
 
     @classmethod
-    async def open(cls, sender: Sender, provider: StorageProvider) -> Self:
+    async def open(cls, sender: Sender, provider: StorageProvider, settings: Settings) -> Self:
         """Open the stores of both directions."""
-        outbox = await provider.own_store(SentMessage, "__delivery_outbox")
-        inbox = await provider.own_store(ReceivedMessage, "__delivery_inbox")
-        return cls(sender, outbox, inbox)
+        dead_letters = DeadLetters(await provider.own_store(DeadLetter, DEAD_LETTERS))
+        received = await provider.own_store(ReceivedMessage, INBOX)
+        inbox = Inbox(sender, received, dead_letters, settings)
+        return cls(sender, await provider.own_store(SentMessage, OUTBOX), inbox, dead_letters)
 
     async def start(self) -> None:
-        async for entry in self._inbox.scan():
-            envelope = None if entry.value.is_done else _decoded(entry.key, entry.value.envelope)
-            if envelope is not None:
-                self._unfinished.append(envelope)
+        await self._inbox.take_up()
         async for sent in self._outbox.scan():
-            envelope = _decoded(sent.key, sent.value.envelope)
-            if envelope is not None:
-                envelope.rtype &= ~ReplyType.REPLY  # the caller that waited for it has ended
-                await self._room.acquire()
-                self._keep_sending(_Unsettled(envelope), at_once=True)
+            if sent.key not in self._unsettled:
+                await self._take_up(sent.key, sent.value.envelope, sent.created)
+
+    async def _take_up(self, key: str, text: str, created: datetime) -> None:
+        try:
+            envelope, _ = read_message(text)
+        except ProtocolError as error:
+            await self._set_aside(key, text, f"It cannot be read: {error}")
+            return
+        envelope.rtype &= ~ReplyType.REPLY  # the caller that waited for it has ended
+        await self._room.acquire()
+        self._keep_sending(_Unsettled(envelope), created, at_once=True)
 
     async def stop(self) -> None:
         sending = [entry.task for entry in self._unsettled.values() if entry.task is not None]
         for task in sending:
             task.cancel()
         await asyncio.gather(*sending, return_exceptions=True)
+        await self._inbox.stop()
         await self._tasks.finish()
 
     # --- sending ---
@@ -141,15 +139,15 @@ class AtLeastOnce(AtMostOnce):
         await self._room.acquire()
         entry = self._unsettled[envelope.id] = _Unsettled(envelope)
         try:
-            text = encode(envelope).decode()
-            message = SentMessage(envelope=text)
-            await self._outbox.set(envelope.id, message, ttl=KEEP_SENT_SECONDS)
+            data = encode(envelope)
+            check_size(data)
+            await self._outbox.set(envelope.id, SentMessage(envelope=data.decode()))
             await self.sender.send(envelope)
         except BaseException:
             self.settle(envelope.id)
             raise
         if envelope.id in self._unsettled:
-            self._keep_sending(entry, at_once=False)
+            self._keep_sending(entry, datetime.now(UTC), at_once=False)
 
     def settle(self, message_id: str) -> None:
         entry = self._unsettled.pop(message_id, None)
@@ -160,25 +158,29 @@ class AtLeastOnce(AtMostOnce):
             entry.task.cancel()
         self._tasks.start(self._outbox.delete(message_id))
 
-    def _keep_sending(self, entry: _Unsettled, *, at_once: bool) -> None:
+    def _keep_sending(self, entry: _Unsettled, created: datetime, *, at_once: bool) -> None:
         self._unsettled[entry.envelope.id] = entry
-        entry.task = asyncio.create_task(self._send_again(entry, at_once=at_once))
+        entry.task = asyncio.create_task(self._send_again(entry, created, at_once=at_once))
 
-    async def _send_again(self, entry: _Unsettled, *, at_once: bool) -> None:
+    async def _send_again(self, entry: _Unsettled, created: datetime, *, at_once: bool) -> None:
         if at_once:
             await self._try(entry)
         for pause in chain(RESEND_SECONDS, repeat(RESEND_SECONDS[-1])):
             try:
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(REMIND_SECONDS if entry.is_acknowledged else pause):
                     await entry.resend.wait()
                 entry.resend.clear()
                 await asyncio.sleep(AWAY_SECONDS)
             except TimeoutError:
-                if entry.is_acknowledged:
-                    continue
+                if datetime.now(UTC) - created > KEEP_SENT:
+                    self._give_up(entry, f"It was not acknowledged for {KEEP_SENT}")
             await self._try(entry)
 
     async def _try(self, entry: _Unsettled) -> None:
+        # The path of this node may have changed with the id of its sentinel.
+        inbox, _, _ = (entry.envelope.reply_to or "").partition("@")
+        entry.envelope.reply_to = f"{inbox}@{self.sender.bindings.path}"
+        entry.envelope.flow_id = None
         try:
             await self.sender.send(entry.envelope)
         except FabricError as error:
@@ -187,18 +189,33 @@ class AtLeastOnce(AtMostOnce):
     def on_ack(self, ack: DeliveryAck) -> bool:
         entry = self._unsettled.get(ack.ref_id or "")
         if entry is None:
+            if ack.code == NackCode.SET_ASIDE:
+                log.warning("message %s was not handled: %s", ack.ref_id, ack.reason)
             return False
+        entry.is_acknowledged = ack.ok
         if ack.ok:
-            entry.is_acknowledged = True
             if not entry.expects_reply:
                 self.settle(entry.envelope.id)
         elif ack.code in AWAY:
-            entry.is_acknowledged = False
             entry.resend.set()
-        else:
+        elif ack.code == NackCode.BUSY:
+            pass  # it is sent again, as if it had not arrived
+        elif entry.expects_reply:
             self.settle(entry.envelope.id)
             return False
+        else:
+            self._give_up(entry, ack.reason or f"It was refused: {ack.code}")
         return True
+
+    def _give_up(self, entry: _Unsettled, reason: str) -> None:
+        text = encode(entry.envelope).decode()
+        self._tasks.start(self._set_aside(entry.envelope.id, text, reason))
+        self.settle(entry.envelope.id)
+
+    async def _set_aside(self, key: str, text: str, reason: str) -> None:
+        letter = DeadLetter(direction=Direction.SENT, envelope=text, reasons=[reason])
+        await self._dead_letters.add(key, letter)
+        await self._outbox.delete(key)
 
     def on_link_lost(self) -> None:
         """Send everything again: an acknowledged message may have been lost with its receiver."""
@@ -208,62 +225,24 @@ class AtLeastOnce(AtMostOnce):
 
     # --- receiving ---
 
-    def receive(
-        self, runner: Runner, handler: Handler, envelope: Envelope, data: Data, release: Release
-    ) -> None:
+    def receive(self, runner: Runner, work: Work) -> None:
         """Store a message, acknowledge it and run it, or repeat the answer that it had."""
-        is_stream = envelope.rtype & ReplyType.STREAM
-        if envelope.rtype & ReplyType.ACK and not is_stream:
-            self._tasks.start(self._receive(runner, handler, envelope, data, release))
+        if _is_stored(work.envelope):
+            self._inbox.receive(runner, work)
         else:
-            super().receive(runner, handler, envelope, data, release)
-
-    async def _receive(
-        self, runner: Runner, handler: Handler, envelope: Envelope, data: Data, release: Release
-    ) -> None:
-        if envelope.id in self._storing:
-            release()
-            return
-        self._storing.add(envelope.id)
-        try:
-            known = await self._inbox.get(envelope.id)
-            if known is None:
-                text = encode(envelope).decode()
-                await self._inbox.set(envelope.id, ReceivedMessage(envelope=text))
-        finally:
-            self._storing.discard(envelope.id)
-        self.sender.acknowledge(envelope, DeliveryAck(ok=True))
-        if known is None:
-            runner.start(handler, envelope, data, release)
-            return
-        release()
-        if known.answer is not None:
-            answer = decode(known.answer.encode())
-            assert answer is not None
-            answer.id, answer.to = new_id(), envelope.reply_to
-            await self.sender.send(answer)
+            super().receive(runner, work)
 
     async def record_answer(self, request: Envelope, answer: Envelope | None) -> None:
-        if request.rtype & ReplyType.ACK and not request.rtype & ReplyType.STREAM:
-            text = None if answer is None else encode(answer).decode()
-            record = ReceivedMessage(envelope="", is_done=True, answer=text)
-            await self._inbox.set(request.id, record, ttl=KEEP_ANSWERS_SECONDS)
+        if _is_stored(request):
+            await self._inbox.record_answer(request, answer)
 
-    def resume(self, runner: Runner, handler: Handler, addresses: set[str]) -> None:
-        for envelope in [each for each in self._unfinished if each.to in addresses]:
-            self._unfinished.remove(envelope)
-            if isinstance(envelope.frame, Data):
-                runner.start(handler, envelope, envelope.frame, _nothing_to_release)
+    def on_failure(self, runner: Runner, work: Work, reason: str) -> None:
+        if _is_stored(work.envelope):
+            self._inbox.on_failure(runner, work, reason)
 
-
-def _decoded(key: str, text: str) -> Envelope | None:
-    """A stored message. What a peer once sent never keeps a node from starting."""
-    try:
-        return decode(text.encode())
-    except ProtocolError as error:
-        log.warning("the stored message %s cannot be read, and stays where it is: %s", key, error)
-        return None
+    def resume(self, runner: Runner) -> None:
+        self._inbox.resume(runner)
 
 
-def _nothing_to_release() -> None:
-    """The release of a message that comes from the inbox and not from a link."""
+def _is_stored(envelope: Envelope) -> bool:
+    return bool(envelope.rtype & ReplyType.ACK) and not envelope.rtype & ReplyType.STREAM

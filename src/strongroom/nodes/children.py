@@ -28,7 +28,6 @@ from strongroom.messaging.envelope import (
     CapabilityWithdraw,
     CapabilityWithdrawAck,
     ControlAck,
-    Data,
     DeliveryAck,
     Envelope,
     FlowFlag,
@@ -412,7 +411,7 @@ class Children(WayOut):
         return self._attached[system_id]
 
     def _refuse(self, envelope: Envelope, error: FabricError) -> None:
-        if isinstance(envelope.frame, Data) and envelope.reply_to and envelope.corr_id:
+        if envelope.reply_to and envelope.corr_id:
             call = CallUnderWay(envelope.id, envelope.reply_to, envelope.trace_id, is_stream=False)
             code = error.code if isinstance(error, NoRoute) else None
             if isinstance(error, StreamStalled):

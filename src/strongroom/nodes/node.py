@@ -8,25 +8,27 @@ import os
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Protocol, Self
 
-import msgspec
 from msgspec import Raw
 
-from strongroom.errors import NotStarted
+from strongroom.errors import InvalidArguments, NotStarted
 from strongroom.messaging.address import REPLIES, Address
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.calls import OutgoingCalls
-from strongroom.messaging.delivery import AtMostOnce
+from strongroom.messaging.delivery import AtMostOnce, Work
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
 from strongroom.messaging.flow import Release
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender, WayOut, receiver_of
 from strongroom.messaging.serving import IncomingCalls
+from strongroom.messaging.values import MAX_PROBLEMS, Codec, Unfit, listed
 from strongroom.nodes.at_least_once import AtLeastOnce
 from strongroom.nodes.held import HOLD_SECONDS, HeldMessages
 from strongroom.nodes.identity import NodeStores
 from strongroom.nodes.uplink import Uplink
 from strongroom.settings import Settings
 from strongroom.storage.provider import StorageProvider, open_provider
+
+_ANYTHING = Codec(Any)
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +164,7 @@ class Node:
         bindings = Bindings(stores.node.node_id)
         sender = Sender(bindings, await self._open_way_out(settings, bindings, storage), self)
         opening.callback(sender.close)
-        delivery = await _delivery(settings.delivery_profile, sender, storage)
+        delivery = await _delivery(settings, sender, storage)
         opening.push_async_callback(delivery.stop)
         return _Running(
             settings=settings,
@@ -172,7 +174,7 @@ class Node:
             sender=sender,
             delivery=delivery,
             outgoing=OutgoingCalls(sender, delivery),
-            incoming=IncomingCalls(sender, delivery),
+            incoming=IncomingCalls(sender, delivery, settings),
             held=HeldMessages(await stores.bindings()),
         )
 
@@ -214,6 +216,7 @@ class Node:
             "path": self.path,
             "process": os.getpid(),
             "profile": running.settings.storage.profile,
+            "delivery": running.settings.delivery_profile,
             "sentinel": None,
             "attached": False,
             "bindings": sorted(running.bindings),
@@ -250,8 +253,7 @@ class Node:
         await running.stores.add_binding(address, list(handler.capabilities))
         for message in running.held.pop(str(parsed)):
             self._deliver(*message)
-        addresses = running.bindings.addresses_of(handler)
-        running.delivery.resume(running.incoming, handler, addresses)
+        running.delivery.resume(running.incoming)
 
     async def unbind(self, address: str) -> None:
         """Stop answering at `address`."""
@@ -264,11 +266,24 @@ class Node:
         """Send a plain message, any JSON value, to the agent at `address`.
 
         Raises:
+            InvalidArguments: The message would not arrive as it is.
+            MessageTooLarge: It does not fit into a message of the link.
             NoRoute: Nothing is bound there, and there is no sentinel that might know it.
         """
         Address.parse(address)
-        payload = Raw(msgspec.json.encode(message))
+        try:
+            payload = Raw(_ANYTHING.write(message))
+        except Unfit as error:
+            raise InvalidArguments(
+                f"The message to {address} cannot be sent: {listed(error.problems)}.",
+                data=error.problems[:MAX_PROBLEMS],
+            ) from None
         await self._running.delivery.send(Envelope(to=address, frame=Data(payload=payload)))
+
+    async def redeliver(self) -> None:
+        """Take up stored messages that are not under way, such as those an operator retries."""
+        await self._running.delivery.start()
+        self._running.delivery.resume(self._running.incoming)
 
     # --- events ---
 
@@ -280,12 +295,13 @@ class Node:
             return
         release()
         if isinstance(frame, DeliveryAck) and not self._running.delivery.on_ack(frame):
-            self._on_nack(envelope, frame)
+            self._on_ack(envelope, frame)
 
     def on_link_lost(self, reason: str) -> None:
         """(NodeEvents) Fail, or send again, what was on its way."""
         self._running.delivery.on_link_lost()
         self._running.outgoing.on_link_lost(reason)
+        self._running.incoming.on_link_lost()
 
     def on_undelivered(self, nack: Envelope) -> None:
         """(NodeEvents) Tell another node that its message was not delivered."""
@@ -295,7 +311,7 @@ class Node:
         running = self._running
         handler = running.bindings.find(envelope)
         if handler is not None:
-            running.delivery.receive(running.incoming, handler, envelope, data, release)
+            running.delivery.receive(running.incoming, Work(handler, envelope, data, release))
         elif (envelope.to or "").startswith(REPLIES):
             if envelope.rtype & ReplyType.ACK:
                 running.sender.acknowledge(envelope, DeliveryAck(ok=True))
@@ -306,8 +322,10 @@ class Node:
             nack = DeliveryAck(ok=False, code=NackCode.NO_ROUTE, reason=reason)
             running.sender.acknowledge(envelope, nack)
 
-    def _on_nack(self, envelope: Envelope, ack: DeliveryAck) -> None:
-        if not ack.ok:
+    def _on_ack(self, envelope: Envelope, ack: DeliveryAck) -> None:
+        if ack.ok:
+            self._running.outgoing.check_reader(envelope)
+        else:
             self._running.outgoing.on_nack(envelope, ack)
             self._running.incoming.cancel(envelope.corr_id)
 
@@ -316,9 +334,9 @@ class Node:
             self._deliver(*message)
 
 
-async def _delivery(profile: str, sender: Sender, storage: StorageProvider) -> AtMostOnce:
-    if profile == "at-least-once":
-        return await AtLeastOnce.open(sender, storage)
+async def _delivery(settings: Settings, sender: Sender, storage: StorageProvider) -> AtMostOnce:
+    if settings.delivery_profile == "at-least-once":
+        return await AtLeastOnce.open(sender, storage, settings)
     return AtMostOnce(sender)
 
 

@@ -175,6 +175,7 @@ class StoreFiles:
         self._lock = DirectoryLock(self.directory)
         check_files(self.directory)
         self._check_profile()
+        self.commits.load()
         self.commits.open()
         return master
 
@@ -207,8 +208,8 @@ class StoreFiles:
         lock = DirectoryLock(self.directory)
         try:
             check_files(self.directory)
-            self.commits.read()
             self._check_profile()
+            self.commits.load()
             path = self.path(KEYSTORE)
             contents = read_keystore(path, master)
             self._keystore = Keystore(KeystoreFile(path, self._threads), master, contents)

@@ -35,6 +35,8 @@ from pydantic_core import to_json as to_pydantic_json
 
 MAX_PROBLEMS = 20
 """How many problems of a value an error lists; it counts the others."""
+MAX_COUNTED = 4000
+"""Problems of a value beyond which none is listed, since each costs microseconds."""
 MAX_TEXT = 200
 """Characters of one problem's text, and of each part of its place."""
 
@@ -387,6 +389,8 @@ def _change(sent: Any, arrived: Any) -> str:
 
 
 def _unfit(error: ValidationError) -> Unfit:
+    if (number := error.error_count()) > MAX_COUNTED:
+        return Unfit.at((), f"{number} parts of it do not fit", "too_many_problems")
     # The error's own text has the value in it, which may be secret.
     return Unfit(
         [

@@ -1,0 +1,106 @@
+"""Places: how many requests may run at a time, shared fairly by those who send them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from contextvars import ContextVar
+
+
+class Places:
+    """A number of places. A source may have as many as it leaves free for others.
+
+    So one source alone gets half of them, two get a third each, and a new one always finds room.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.taken = 0
+        self._number = number
+        self._taken_by: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    def has_room(self, source: str) -> bool:
+        """Whether a place is free for `source`."""
+        return self._taken_by[source] < self._number - self.taken
+
+    def take(self, source: str) -> None:
+        """Take a place, even if none is free."""
+        self.taken += 1
+        self._taken_by[source] += 1
+
+    async def wait(self, source: str) -> None:
+        """Take a place as soon as one is free. Those of one source get theirs in turn."""
+        if source not in self._waiting and self.has_room(source):
+            self.take(source)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(source, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.leave(source)
+            raise
+
+    def leave(self, source: str) -> None:
+        """Give a place back."""
+        self.taken -= 1
+        self._taken_by[source] -= 1
+        if not self._taken_by[source]:
+            del self._taken_by[source]
+        for waiting in list(self._waiting):
+            self._admit(waiting)
+
+    def _admit(self, source: str) -> None:
+        turns = self._waiting[source]
+        while turns and (turns[0].done() or self.has_room(source)):
+            turn = turns.popleft()
+            if not turn.done():
+                self.take(source)
+                turn.set_result(None)
+        if not turns:
+            del self._waiting[source]
+
+
+class Place:
+    """A place that a request has taken. While the request waits for a call, others may have it."""
+
+    def __init__(self, places: Places, source: str) -> None:
+        self._places = places
+        self._source = source
+        self._calls = 0
+        self._is_left = False
+
+    def leave(self) -> None:
+        """The request has ended."""
+        self._is_left = True
+        if not self._calls:
+            self._places.leave(self._source)
+
+    def __enter__(self) -> None:
+        """Wait for a call that the request has made."""
+        self._calls += 1
+        if self._calls == 1 and not self._is_left:
+            self._places.leave(self._source)
+
+    def __exit__(self, *_: object) -> None:
+        self._calls -= 1
+        if not (self._calls or self._is_left):
+            self._places.take(self._source)
+
+
+class _NoPlace(Place):
+    """What code has that runs for no request."""
+
+    def __init__(self) -> None:
+        super().__init__(Places(0), "")
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+own_place: ContextVar[Place] = ContextVar("strongroom_place", default=_NoPlace())  # noqa: B039
+"""The place of the request for which this code runs; `with own_place.get():` lends it to others."""
