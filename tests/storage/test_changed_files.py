@@ -281,6 +281,46 @@ async def test_a_directory_put_back_whole_opens_once_the_note_of_commits_is_dele
     assert len(await node.contents()) == 20 + len(FILLING)
 
 
+async def test_an_older_node_meta_is_recognised_by_the_keystore(node: Node) -> None:
+    """Then no sound store is taken for an old one."""
+    provider = await node.open()
+    notes = await provider.get_kv_store(Note, "notes")
+    await node.write(notes, 0, 5)
+    await provider.close()
+    older = node.path(namespace="__node_meta").read_bytes()
+    assert await node.refusal() is None
+    newer = node.path(namespace="__node_meta").read_bytes()
+    node.path(namespace="__node_meta").write_bytes(older)
+    with pytest.raises(StoreRolledBack, match="__node_meta"):
+        await node.contents()
+    node.path(namespace="__node_meta").write_bytes(newer)
+    assert await node.refusal() is None
+
+
+async def test_an_older_keystore_with_the_same_keys_still_opens_everything(node: Node) -> None:
+    """It is what a backup of the keystore alone is for."""
+    provider = await node.open()
+    notes = await provider.get_kv_store(Note, "notes")
+    await node.write(notes, 0, 5)
+    await provider.close()
+    older = node.path(namespace="__keystore").read_bytes()
+    assert await node.refusal() is None
+    node.path(namespace="__keystore").write_bytes(older)
+    assert await node.refusal() is None
+
+
+async def test_a_start_says_when_the_note_of_commits_was_lost_after_a_kill(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    kill_a_writer(node)
+    (node.directory / "__commits").unlink()
+    assert await node.refusal() is None
+    assert "was not stopped cleanly, and __commits is missing" in caplog.text
+    caplog.clear()
+    assert await node.refusal() is None
+    assert "__commits" not in caplog.text
+
+
 async def test_older_pages_in_a_store_are_found_in_the_background(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -49,6 +49,7 @@ from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.keys.keystore import KeyState, Keystore, KeystoreContents
 from strongroom.keys.master import MasterKey, read_master_key
 from strongroom.settings import StorageSettings
+from strongroom.storage.provider import NODE_META
 from strongroom.storage.records import Clock, Record
 from strongroom.storage.sqlite import tables
 from strongroom.threads import Threads
@@ -164,6 +165,13 @@ class StoreFiles:
                 self.path(KEYSTORE),
             )
         self._keystore = keystore
+        if keystore.was_killed and not self.commits.existed:
+            log.warning(
+                "%s: the node was not stopped cleanly, and %s is missing: if a log was lost too, "
+                "so were the writes of the last seconds",
+                self.directory,
+                self.commits.path.name,
+            )
 
     def _lock_directory(self) -> MasterKey | None:
         database.check_engine()
@@ -360,11 +368,12 @@ class StoreFiles:
 
     # --- what NODE_META remembers -------------------------------------------------------------
 
-    def load_seen(self, records: Iterable[Record]) -> None:
-        """Load what NODE_META remembers of the keystore and the stores.
+    def load_seen(self, records: Iterable[Record], revision: int) -> None:
+        """Load what NODE_META, at `revision`, remembers of the keystore and the stores.
 
         Raises:
             KeystoreOlder: It remembers a newer keystore.
+            StoreRolledBack: The keystore remembers a newer NODE_META.
         """
         for record in records:
             if record.key == SEEN:
@@ -373,6 +382,8 @@ class StoreFiles:
             elif record.key.startswith(MARK):
                 watermark = msgspec.json.decode(record.value, type=Watermark)
                 self.watermarks[record.key.removeprefix(MARK)] = watermark
+        if revision < self.keystore.meta_revision:
+            raise self._rolled_back(NODE_META, revision, self.keystore.meta_revision)
 
     def _check_generation(self, seen: KeystoreSeen) -> None:
         if self.keystore.generation >= seen.generation:
@@ -400,17 +411,21 @@ class StoreFiles:
             StoreRolledBack: It is an older copy.
             StoreError: It is the file of another namespace or node.
         """
-        path, entry = self.path(namespace), self.keystore.entries[namespace]
+        entry = self.keystore.entries[namespace]
         if not self.encrypts and head.file_id != entry.key.file_id:
             raise self._not_ours(namespace, head.file_id)
         seen = self.watermarks.get(namespace, Watermark())
         newest = max(seen.revision, acknowledged)
         if head.revision < newest or seen.stamp not in (head.stamp, head.previous_stamp):
-            raise StoreRolledBack(
-                f"{path} is an older copy of the store: it is at revision {head.revision}, "
-                f"and revision {newest} is known of another copy. Nothing was changed.",
-                remedy=PUT_NEWEST_BACK if acknowledged else "put the newest copy back",
-                path=path,
-                namespace=namespace,
-            )
+            raise self._rolled_back(namespace, head.revision, newest)
         return head.revision == seen.revision
+
+    def _rolled_back(self, namespace: str, found: int, known: int) -> StoreRolledBack:
+        path = self.path(namespace)
+        return StoreRolledBack(
+            f"{path} is an older copy of the store: it is at revision {found}, and revision "
+            f"{known} is known of another copy. Nothing was changed.",
+            remedy=PUT_NEWEST_BACK,
+            path=path,
+            namespace=namespace,
+        )

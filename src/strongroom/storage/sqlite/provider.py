@@ -111,6 +111,8 @@ class SqliteProvider(StorageProvider):
                 await self._mark(
                     [store for store in self._stores.values() if self._unmarked(store)]
                 )
+                meta = await self._meta.connections.open()
+                await self.files.keystore.note_closing(meta.revision)
             finally:
                 await self._release()
 
@@ -242,12 +244,16 @@ class SqliteProvider(StorageProvider):
         meta = await self.open(NODE_META)
         seen = await meta.read([SEEN])
         watermarks = await meta.scan(MARK, limit=None, max_bytes=None)
-        self.files.load_seen([record for record in seen if record] + watermarks.records)
+        revision = (await meta.connections.open()).revision
+        self.files.load_seen([record for record in seen if record] + watermarks.records, revision)
 
     async def _note_opening(self) -> None:
         page = await self._meta.scan(AUDIT, limit=1, reverse=True)
         newest = [msgspec.json.decode(record.value, type=AuditLine) for record in page.records]
-        await self.files.keystore.note_opening(newest[0] if newest else None, self.clock())
+        meta = await self._meta.connections.open()
+        await self.files.keystore.note_opening(
+            newest[0] if newest else None, meta.revision, self.clock()
+        )
         await self._remember_keystore()
 
     async def _remember_keystore(self) -> None:
