@@ -245,6 +245,13 @@ def test_the_settings_page_lists_each_variable_once_as_the_code_has_it() -> None
     assert rows == expected
 
 
+def test_every_test_that_a_page_names_exists() -> None:
+    named = {name for page in MANUAL for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 10
+    assert named <= set(re.findall(r"def (test_\w+)\(", tests))
+
+
 @pytest.mark.parametrize("page", PROSE, ids=id_of)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):

@@ -177,12 +177,18 @@ async def test_checkpoints_of_the_node_itself_are_no_change(
 # --- after a kill ---------------------------------------------------------------------------------
 
 
+FILLING = {f"filling-{number:03}": Note(text="x" * 300) for number in range(200)}
+CHANGED = {f"filling-{number:03}": Note(text="y" * 300) for number in range(100)}
+
+
 def kill_a_writer(node: Node, steps: str = "") -> None:
     """Let a process acknowledge forty writes, and kill it."""
     arguments = [str(node.directory), node.profile, steps]
     ended = subprocess.run([sys.executable, __file__, *arguments], check=False)
     assert ended.returncode in (-signal.SIGKILL, -signal.SIGBUS)
     node.written = {f"{number}": Note(text=f"{number}" * 100) for number in range(40)}
+    if steps == "checkpoint":
+        node.written |= FILLING | CHANGED
 
 
 async def work_and_be_killed(node: Node, step: str) -> None:
@@ -190,10 +196,12 @@ async def work_and_be_killed(node: Node, step: str) -> None:
     notes = await provider.get_kv_store(Note, "notes")
     await node.write(notes, 0, 20)
     if step == "checkpoint":
+        await notes.set_many(FILLING)
         await provider.close()
         shutil.copytree(node.directory, node.directory.parent / "backup")
         provider = await node.open()
         notes = await provider.get_kv_store(Note, "notes")
+        await notes.set_many(CHANGED)
         await node.write(notes, 20, 30)
         await provider.close()
         provider = await node.open()
@@ -270,7 +278,83 @@ async def test_a_directory_put_back_whole_opens_once_the_note_of_commits_is_dele
     with pytest.raises(StorageError, match="delete __commits"):
         await node.contents()
     (node.directory / "__commits").unlink()
-    assert len(await node.contents()) == 20
+    assert len(await node.contents()) == 20 + len(FILLING)
+
+
+async def test_an_older_node_meta_is_recognised_by_the_keystore(node: Node) -> None:
+    """Then no sound store is taken for an old one."""
+    provider = await node.open()
+    notes = await provider.get_kv_store(Note, "notes")
+    await node.write(notes, 0, 5)
+    await provider.close()
+    older = node.path(namespace="__node_meta").read_bytes()
+    assert await node.refusal() is None
+    newer = node.path(namespace="__node_meta").read_bytes()
+    node.path(namespace="__node_meta").write_bytes(older)
+    with pytest.raises(StoreRolledBack, match="__node_meta"):
+        await node.contents()
+    node.path(namespace="__node_meta").write_bytes(newer)
+    assert await node.refusal() is None
+
+
+async def test_an_older_keystore_with_the_same_keys_still_opens_everything(node: Node) -> None:
+    """It is what a backup of the keystore alone is for."""
+    provider = await node.open()
+    notes = await provider.get_kv_store(Note, "notes")
+    await node.write(notes, 0, 5)
+    await provider.close()
+    older = node.path(namespace="__keystore").read_bytes()
+    assert await node.refusal() is None
+    node.path(namespace="__keystore").write_bytes(older)
+    assert await node.refusal() is None
+
+
+async def test_a_start_says_when_the_note_of_commits_was_lost_after_a_kill(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    kill_a_writer(node)
+    (node.directory / "__commits").unlink()
+    assert await node.refusal() is None
+    assert "was not stopped cleanly, and __commits is missing" in caplog.text
+    caplog.clear()
+    assert await node.refusal() is None
+    assert "__commits" not in caplog.text
+
+
+async def test_older_pages_in_a_store_are_found_in_the_background(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store is refused from then on, and nothing more is written into it."""
+    kill_a_writer(node, "checkpoint")
+    older = (node.directory.parent / "backup" / node.path().name).read_bytes()
+    newer = node.path().read_bytes()
+    found = 0
+    for page in range(4096, len(older), 4096):
+        if older[page : page + 4096] == newer[page : page + 4096]:
+            continue
+        copy = Node(node.directory.parent / str(page), node.profile)
+        shutil.copytree(node.directory, copy.directory)
+        patched = newer[:page] + older[page : page + 4096] + newer[page + 4096 :]
+        copy.path().write_bytes(patched)
+        try:
+            provider = await copy.open()
+            await asyncio.wait([provider._checking])  # type: ignore[attr-defined]
+            notes = await provider.get_kv_store(Note, "notes")
+        except StorageError:
+            continue
+        try:
+            assert await notes.list() == node.written
+        except StoreDamaged as error:
+            found += 1
+            assert error.remedy
+            for use in (notes.get("1"), notes.set("1", Note(text="x")), notes.count()):
+                with pytest.raises(StoreDamaged, match="does not use it any longer"):
+                    await use
+            assert "is not used any longer" in caplog.text
+            assert copy.path().read_bytes() == patched
+        finally:
+            await provider.close()
+    assert found
 
 
 def resealed(log: bytes, frames: int) -> bytes:

@@ -49,6 +49,8 @@ class Commits:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / COMMITS
+        self.existed = False
+        """Whether `load` found the file."""
         self._turn = threading.Lock()
         self._descriptor = -1
         self._slots: dict[bytes, int] = {}
@@ -59,7 +61,8 @@ class Commits:
     def load(self) -> None:
         """Read the file, if there is one."""
         data = b""
-        if os.path.lexists(self.path):
+        self.existed = os.path.lexists(self.path)
+        if self.existed:
             with open_file(self.path) as file:
                 data = file.read()
         self._end = len(data) // _SLOT_SIZE

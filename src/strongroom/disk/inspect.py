@@ -114,7 +114,7 @@ def _check_file(path: Path, owners: set[int]) -> None:
         )
     if path.name.endswith(JOURNAL_SUFFIX) and not path.name.startswith("."):
         raise _stranger(path, "is a rollback journal, which would be played back; no node has one")
-    if path.name.endswith((LOG_SUFFIX, SHARED_MEMORY_SUFFIX)) and info.st_nlink > 1:
+    if path.name.endswith((LOG_SUFFIX, SHARED_MEMORY_SUFFIX, COMMITS)) and info.st_nlink > 1:
         # A database may have more links: backups are made so, and a header says whose it is.
         raise DirectoryError(
             f"{path} has another name elsewhere (a hard link), and would be emptied there too.",

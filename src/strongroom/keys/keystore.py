@@ -82,13 +82,19 @@ class DroppedFile(msgspec.Struct, frozen=True):
 
 
 class KeystoreContents(msgspec.Struct):
-    """Everything in the keystore. Every change of keys raises `generation` by one."""
+    """Everything in the keystore. Every change of keys raises `generation` by one.
+
+    `running` is set while a node runs, and stays so after a kill. `meta_revision` is a revision
+    that `__node_meta` has had: its own watermark.
+    """
 
     generation: int = 0
     entries: dict[str, NamespaceKeys] = {}
     retired: list[RetiredKey] = []
     dropped: list[DroppedFile] = []
     chain: AuditChain = msgspec.field(default_factory=new_audit_chain, name="trail")
+    running: bool = False
+    meta_revision: int = 0
 
 
 class KeystoreMedium(Protocol):
@@ -150,6 +156,16 @@ class Keystore:
     def chain(self) -> AuditChain:
         """The end of the audit log."""
         return self._contents.chain
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a node runs, or has not been stopped cleanly."""
+        return self._contents.running
+
+    @property
+    def meta_revision(self) -> int:
+        """A revision that `__node_meta` has had."""
+        return self._contents.meta_revision
 
     def namespace_of(self, file_id: bytes) -> str | None:
         """The namespace whose file has or had this id; None if the id is unknown."""
@@ -228,13 +244,19 @@ class Keystore:
         async with self._change(changes_keys=False) as contents:
             contents.chain.add(now, event, namespace, detail)
 
-    async def note_opening(self, newest: AuditLine | None, now: int) -> None:
+    async def note_opening(self, newest: AuditLine | None, meta_revision: int, now: int) -> None:
         """Add the line of a start; `newest` is the last line in `__node_meta`."""
         async with self._change(changes_keys=False) as contents:
+            contents.running, contents.meta_revision = True, meta_revision
             if newest is not None:
                 contents.chain.catch_up(newest, now)
             detail = f"by user {os.getuid()}, process {os.getpid()}"
             contents.chain.add(now, "opened", detail=detail)
+
+    async def note_closing(self, meta_revision: int) -> None:
+        """Note a clean stop."""
+        async with self._change(changes_keys=False) as contents:
+            contents.running, contents.meta_revision = False, meta_revision
 
     @contextlib.asynccontextmanager
     async def _change(

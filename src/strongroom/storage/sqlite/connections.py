@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +14,7 @@ import apsw
 
 from strongroom.disk import database
 from strongroom.disk.commits import Guard
-from strongroom.errors import StoreClosed, StoreForked, StoreUnavailable
+from strongroom.errors import StoreClosed, StoreDamaged, StoreForked, StoreUnavailable
 from strongroom.keys.derive import FileKey
 from strongroom.storage.sqlite.files import StoreFiles
 from strongroom.storage.sqlite.opening import Opened, open_store
@@ -23,6 +24,8 @@ from strongroom.threads import Threads, finish
 
 SCANNERS = 4
 BUSY_MS = 10_000
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,6 +83,8 @@ class Connections:
         self._scanner_slots = asyncio.Semaphore(SCANNERS)
         self._ending_scans = asyncio.Lock()
         self._opening = asyncio.Lock()
+        self.damage: str | None = None
+        """What a check has found since the start."""
         self._inherited: tuple[object, ...] | None = None
         _all.add(self)
 
@@ -91,6 +96,7 @@ class Connections:
         Raises:
             StoreClosed: `close` was called.
             StoreForked: The file was opened before this process was forked.
+            StoreDamaged: A check has found damage since the start.
             StoreError: The file is not as it should be.
         """
         if self._inherited is not None:
@@ -106,15 +112,33 @@ class Connections:
             async with self._opening:
                 if self.is_closed:
                     self.refuse_closed()
+                self._refuse_if_damaged()
                 if self.writer is None:
                     await finish(self._connect())
         return self.writer
 
     async def _close_broken(self) -> None:
-        """Close everything: nothing may be open when a file's header is read."""
+        """Close all connections: nothing may be open when a file's header is read."""
         async with self._without_scans(), self._opening:
             if self.writer is not None and self.writer.broken:
                 await finish(self._disconnect())
+
+    def _refuse_if_damaged(self) -> None:
+        if self.damage is not None:
+            raise StoreDamaged(
+                f"{self.path} is damaged: {self.damage}. The node does not use it any longer.",
+                remedy="stop the node, and put the file and its log back from a backup",
+                path=self.path,
+                namespace=self.namespace,
+            )
+
+    async def condemn(self, damage: str) -> None:
+        """Close the file as it is, and refuse every use of it until the node starts again."""
+        log.error("%s is damaged, and is not used any longer: %s", self.path, damage)
+        self.damage = damage
+        if self.writer is not None:
+            self.writer.broken = True
+            await self._close_broken()
 
     async def _connect(self) -> None:
         made = await self._threads.open(self._open_file, _close)
@@ -158,6 +182,10 @@ class Connections:
             writer = self.writer
             if not self._is_in_use() and writer and (writer.broken or writer.in_place()):
                 await finish(self._disconnect())
+
+    def is_awaited(self) -> bool:
+        """Whether the file is to be closed when its reads have ended. From any thread."""
+        return self.is_closed or self._ending_scans.locked()
 
     def _is_in_use(self) -> bool:
         return self.was_used or self.calls > 0

@@ -327,7 +327,7 @@ def _examine_copy(files: StoreFiles, namespace: str, progress: _Bytes) -> list[F
         opened = open_store(files, namespace, copies / path.name)
         with contextlib.closing(opened.connection) as connection:
             if namespace == NODE_META:
-                files.load_seen(_remembered(connection, files.clock()))
+                files.load_seen(_remembered(connection, files.clock()), opened.head.revision)
             return _Reading(files, namespace, progress).findings(connection)
     except apsw.Error as error:
         return [problem(database.explain(error, path, namespace), namespace)]

@@ -19,6 +19,7 @@ import msgspec
 from strongroom.disk import database
 from strongroom.disk.commits import Commits
 from strongroom.disk.directory import (
+    LOG_SUFFIX,
     DirectoryLock,
     check_filesystem,
     is_held_here,
@@ -52,6 +53,7 @@ from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.keys.keystore import KeyState, Keystore, KeystoreContents
 from strongroom.keys.master import MasterKey, read_master_key
 from strongroom.settings import StorageSettings
+from strongroom.storage.provider import NODE_META
 from strongroom.storage.records import Clock, Record
 from strongroom.storage.sqlite import tables
 from strongroom.threads import Threads
@@ -156,6 +158,13 @@ class StoreFiles:
         found = self.directory.glob(f"*{file_name('', encrypts=self.encrypts)}")
         return sorted(path for path in found if path != self.path(KEYSTORE))
 
+    def left_open(self) -> list[str]:
+        """The namespaces whose files were in use when a process was killed."""
+        suffix = file_name("", encrypts=self.encrypts) + LOG_SUFFIX
+        logs = [path for path in self.directory.glob(f"*{suffix}") if path.stat().st_size]
+        names = {path.name.removesuffix(suffix) for path in logs}
+        return sorted(names & self.keystore.entries.keys())
+
     # --- the directory ------------------------------------------------------------------------
 
     async def acquire(self) -> None:
@@ -178,6 +187,13 @@ class StoreFiles:
                 self.path(KEYSTORE),
             )
         self._keystore = keystore
+        if keystore.was_killed and not self.commits.existed:
+            log.warning(
+                "%s: the node was not stopped cleanly, and %s is missing: if a log was lost too, "
+                "so were the writes of the last seconds",
+                self.directory,
+                self.commits.path.name,
+            )
 
     async def _wait_for_lock(self) -> None:
         """Lock the directory. Another process may still be closing it: wait for that a while."""
@@ -392,11 +408,12 @@ class StoreFiles:
 
     # --- what NODE_META remembers -------------------------------------------------------------
 
-    def load_seen(self, records: Iterable[Record]) -> None:
-        """Load what NODE_META remembers of the keystore and the stores.
+    def load_seen(self, records: Iterable[Record], revision: int) -> None:
+        """Load what NODE_META, at `revision`, remembers of the keystore and the stores.
 
         Raises:
             KeystoreOlder: It remembers a newer keystore.
+            StoreRolledBack: The keystore remembers a newer NODE_META.
         """
         for record in records:
             if record.key == SEEN:
@@ -405,6 +422,8 @@ class StoreFiles:
             elif record.key.startswith(MARK):
                 watermark = msgspec.json.decode(record.value, type=Watermark)
                 self.watermarks[record.key.removeprefix(MARK)] = watermark
+        if revision < self.keystore.meta_revision:
+            raise self._rolled_back(NODE_META, revision, self.keystore.meta_revision)
 
     def _check_generation(self, seen: KeystoreSeen) -> None:
         if self.keystore.generation >= seen.generation:
@@ -432,17 +451,21 @@ class StoreFiles:
             StoreRolledBack: It is an older copy.
             StoreError: It is the file of another namespace or node.
         """
-        path, entry = self.path(namespace), self.keystore.entries[namespace]
+        entry = self.keystore.entries[namespace]
         if not self.encrypts and head.file_id != entry.key.file_id:
             raise self._not_ours(namespace, head.file_id)
         seen = self.watermarks.get(namespace, Watermark())
         newest = max(seen.revision, acknowledged)
         if head.revision < newest or seen.stamp not in (head.stamp, head.previous_stamp):
-            raise StoreRolledBack(
-                f"{path} is an older copy of the store: it is at revision {head.revision}, "
-                f"and revision {newest} is known of another copy. Nothing was changed.",
-                remedy=PUT_NEWEST_BACK if acknowledged else "put the newest copy back",
-                path=path,
-                namespace=namespace,
-            )
+            raise self._rolled_back(namespace, head.revision, newest)
         return head.revision == seen.revision
+
+    def _rolled_back(self, namespace: str, found: int, known: int) -> StoreRolledBack:
+        path = self.path(namespace)
+        return StoreRolledBack(
+            f"{path} is an older copy of the store: it is at revision {found}, and revision "
+            f"{known} is known of another copy. Nothing was changed.",
+            remedy=PUT_NEWEST_BACK,
+            path=path,
+            namespace=namespace,
+        )

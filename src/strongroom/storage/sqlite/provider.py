@@ -15,6 +15,7 @@ from strongroom.errors import (
     InvalidNamespace,
     NotSupported,
     StorageError,
+    StoreClosed,
 )
 from strongroom.keys.audit import AuditLine
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
@@ -60,6 +61,7 @@ class SqliteProvider(StorageProvider):
         self._marking = asyncio.Lock()
         self._is_closed = False
         self._ticking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._refuse_closed()
@@ -67,6 +69,7 @@ class SqliteProvider(StorageProvider):
             raise StorageError(f"The storage in {self.files.directory} was started already.")
         try:
             await self.files.acquire()
+            left_open = await self._threads.run(self.files.left_open)
             await self._load_seen()
             await self._threads.run(self.files.check_files, self._stores)
             await self.open(NODE_META)
@@ -74,7 +77,9 @@ class SqliteProvider(StorageProvider):
         except BaseException:
             await finish(self._release())
             raise
-        self._ticking = asyncio.create_task(self._tick(), name=f"tick of {self.files.directory}")
+        where = self.files.directory
+        self._ticking = asyncio.create_task(self._tick(), name=f"tick of {where}")
+        self._checking = asyncio.create_task(self._check(left_open), name=f"check of {where}")
 
     # --- the contract -------------------------------------------------------------------------
 
@@ -121,6 +126,9 @@ class SqliteProvider(StorageProvider):
                 await self._mark(
                     [store for store in self._stores.values() if self._unmarked(store)]
                 )
+                if (meta := self._stores.get(NODE_META)) is not None:
+                    writer = await meta.connections.open()
+                    await self.files.keystore.note_closing(writer.revision)
             finally:
                 await self._release()
 
@@ -256,12 +264,16 @@ class SqliteProvider(StorageProvider):
         meta = await self.open(NODE_META)
         seen = await meta.read([SEEN])
         watermarks = await meta.scan(MARK, limit=None, max_bytes=None)
-        self.files.load_seen([record for record in seen if record] + watermarks.records)
+        revision = (await meta.connections.open()).revision
+        self.files.load_seen([record for record in seen if record] + watermarks.records, revision)
 
     async def _note_opening(self) -> None:
         page = await self._meta.scan(AUDIT, limit=1, reverse=True)
         newest = [msgspec.json.decode(record.value, type=AuditLine) for record in page.records]
-        await self.files.keystore.note_opening(newest[0] if newest else None, self.clock())
+        meta = await self._meta.connections.open()
+        await self.files.keystore.note_opening(
+            newest[0] if newest else None, meta.revision, self.clock()
+        )
         await self._remember_keystore()
 
     async def _remember_keystore(self) -> None:
@@ -300,7 +312,8 @@ class SqliteProvider(StorageProvider):
         await self._meta.apply([Write(f"{MARK}{namespace}", None)])
 
     def _unmarked(self, store: SqliteStore) -> bool:
-        return not (store.is_marked or store.connections.is_closed or store.namespace == NODE_META)
+        ended = store.connections.is_closed or store.connections.damage is not None
+        return not (ended or store.is_marked or store.namespace == NODE_META)
 
     # --- in the background --------------------------------------------------------------------
 
@@ -324,6 +337,18 @@ class SqliteProvider(StorageProvider):
                 except Exception:
                     log.exception("the background work on the store %r failed", namespace)
 
+    async def _check(self, left_open: list[str]) -> None:
+        """Read all of the stores that a killed process had in use."""
+        for namespace in left_open:
+            try:
+                await (await self.open(namespace)).examine()
+            except StoreClosed:
+                pass
+            except StorageError as error:
+                log.warning("%s could not be checked: %s", namespace, error)
+            except Exception:
+                log.exception("the check of the store %r failed", namespace)
+
     async def _release(self) -> None:
         """Close all files, NODE_META last, and give the directory back."""
         if self._ticking is not None:
@@ -332,6 +357,8 @@ class SqliteProvider(StorageProvider):
         for namespace in sorted(self._stores, key=NODE_META.__eq__):
             await self._stores[namespace].close()
             del self._stores[namespace]
+        if self._checking is not None:
+            await asyncio.wait([self._checking])  # it has ended with the file that it was reading
         self._threads.close()
         self.files.release()
 

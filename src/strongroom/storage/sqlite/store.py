@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 import apsw
 
 from strongroom.disk import database
-from strongroom.errors import WatchExpired
+from strongroom.errors import StoreDamaged, WatchExpired
 from strongroom.storage.cache import RecordCache
 from strongroom.storage.records import (
     PAGE_BYTES,
@@ -31,6 +31,7 @@ from strongroom.storage.sqlite.writer import Outcome, Waiting
 from strongroom.threads import Threads
 
 CACHE_BYTES = 16 * 1024 * 1024
+CHECKED_AT_ONCE = 100_000  # steps of SQLite's virtual machine
 
 
 class SqliteStore(RecordStore):
@@ -186,6 +187,26 @@ class SqliteStore(RecordStore):
         except BaseException:
             self.is_marked = False
             raise
+
+    async def examine(self) -> None:
+        """Read the whole file, while it is in use. If it is damaged, it is not used any longer."""
+        connections = self.connections
+        problems = None
+        try:
+            while problems is None and not connections.is_closed:
+                problems = await connections.run_on_fresh_connection(self._problems)
+        except StoreDamaged as error:
+            problems = [error.what]
+        if problems:
+            await connections.condemn(problems[0])
+
+    def _problems(self, connection: apsw.Connection) -> list[str] | None:
+        """What is wrong with the file; None if it has to be closed meanwhile."""
+        connection.set_progress_handler(self.connections.is_awaited, CHECKED_AT_ONCE)
+        try:
+            return tables.problems(connection)
+        except apsw.InterruptError:
+            return None
 
     async def snapshot(self, prefix: str = "") -> AsyncGenerator[Sequence[Record], None]:
         """All records whose keys begin with `prefix`, as of one moment, page by page.
