@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import (
@@ -35,6 +36,8 @@ from strongroom.nodes.process import run, run_until_stopped
 from strongroom.root_config import RootConfig
 from strongroom.settings import secrets_taken_from
 from strongroom.storage.provider import StorageProvider
+
+log = logging.getLogger(__name__)
 
 AGENT_CAPABILITY = "fame.capability.agent"
 
@@ -238,7 +241,9 @@ class _Place(Generic[S]):
 
     async def receive(self, payload: Raw) -> None:
         """Take a plain message."""
-        await outcome(self._agent.on_message(msgspec.json.decode(payload)))
+        answer = await outcome(self._agent.on_message(msgspec.json.decode(payload)))
+        if answer is not None and self.node is not None:
+            await self.node.send(answer.envelope)
 
 
 _with_state: WeakKeyDictionary[Node, dict[str, _Place[Any]]] = WeakKeyDictionary()
@@ -338,8 +343,12 @@ class BaseAgent(Agent, TaskMethods, Generic[S]):
     async def stop(self) -> None:
         """Called before the node stops."""
 
-    async def on_message(self, message: Any) -> None:
-        """Called with each plain message, the JSON that `Fabric.send_message` sent."""
+    async def on_message(self, message: Any) -> Any:  # noqa: ARG002
+        """Called with each plain message, the JSON that `Fabric.send_message` sent.
+
+        Return None, or Naylence's `FameMessageResponse` with an envelope to be sent.
+        """
+        log.warning("%s got a message and has no on_message()", self.name)
 
     # --- state ---
 

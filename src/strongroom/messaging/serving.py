@@ -24,6 +24,7 @@ from strongroom.messaging.envelope import (
     FlowFlag,
     NackCode,
     ReplyType,
+    current_trace,
 )
 from strongroom.messaging.flow import STALL_SECONDS, Release
 from strongroom.messaging.rpc import (
@@ -143,6 +144,7 @@ class IncomingCalls:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, handler: Handler, envelope: Envelope, data: Data) -> None:
+        current_trace.set(envelope.trace_id)
         try:
             request = read_request(data.payload)
         except (msgspec.MsgspecError, RecursionError) as error:

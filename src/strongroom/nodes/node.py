@@ -16,7 +16,14 @@ from strongroom.messaging.address import REPLIES, Address, FameAddress
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.calls import OutgoingCalls
 from strongroom.messaging.delivery import AtMostOnce
-from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
+from strongroom.messaging.envelope import (
+    Data,
+    DeliveryAck,
+    Envelope,
+    NackCode,
+    ReplyType,
+    current_trace,
+)
 from strongroom.messaging.flow import Release
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender, WayOut, receiver_of
@@ -318,7 +325,12 @@ class Node:
         """
         Address.parse(address)
         payload = Raw(msgspec.json.encode(message))
-        await self._running.delivery.send(Envelope(to=str(address), frame=Data(payload=payload)))
+        await self.send(Envelope(to=str(address), frame=Data(payload=payload)))
+
+    async def send(self, envelope: Envelope) -> None:
+        """Send an envelope; one without a trace belongs to that of the message being handled."""
+        envelope.trace_id = envelope.trace_id or current_trace.get()
+        await self._running.delivery.send(envelope)
 
     # --- events ---
 
@@ -353,6 +365,8 @@ class Node:
         elif not running.held.hold((envelope, data, release)):
             release()
             reason = f"Unroutable to {receiver_of(envelope)}"
+            if envelope.reply_to is None:
+                log.warning("a message was dropped: nothing is bound at %s", receiver_of(envelope))
             nack = DeliveryAck(ok=False, code=NackCode.NO_ROUTE, reason=reason)
             running.sender.acknowledge(envelope, nack)
 

@@ -21,12 +21,18 @@ __all__ = [
     "FameEnvelope",
     "FameFabric",
     "FameMessageResponse",
+    "create_fame_envelope",
     "generate_id",
 ]
 
 
 class FameDeliveryContext:
     """What Naylence knows of a message besides its envelope, for annotations."""
+
+
+def create_fame_envelope(*, frame: Any, to: str | None = None, **fields: Any) -> FameEnvelope:
+    """An envelope with a frame, to be sent to an address."""
+    return FameEnvelope(frame=frame, to=None if to is None else str(to), **fields)
 
 
 class FameMessageResponse(NamedTuple):
