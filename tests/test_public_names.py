@@ -94,3 +94,16 @@ def test_importing_strongroom_loads_no_more_than_it_needs() -> None:
         "strongroom.version",
     ]
     assert not {"pydantic", "msgspec", "picows", "apsw", "cryptography", "asyncio"} & set(loaded)
+
+
+def test_agents_and_sentinels_load_nothing_of_tasks_and_other_runtimes() -> None:
+    script = (
+        "import strongroom, sys; strongroom.BaseAgent, strongroom.Sentinel; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    unused = ("a2a", "compat", "task_calls", "task_log", "yaml")
+    ours = [name for name in done.stdout.split() if name.startswith(("strongroom", "yaml"))]
+    assert "strongroom.agents.agent" in ours
+    assert [name for name in ours if name.rpartition(".")[2] in unused] == []

@@ -27,8 +27,8 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from strongroom import Agent, BaseAgent, operation
-from strongroom.agents.values import Codec, Unfit
 from strongroom.errors import InvalidArguments, OperationFailed, ProtocolError
+from strongroom.messaging.values import Codec, Unfit
 from strongroom.testing import serving
 from support.fabrics import Probe
 

@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from strongroom.agents.values import Codec
 from strongroom.messaging.address import new_id
+from strongroom.messaging.values import Codec
 
 Role = Literal["user", "agent"]
 

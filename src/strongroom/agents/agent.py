@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -21,18 +20,19 @@ from weakref import WeakKeyDictionary
 import msgspec
 from msgspec import Raw
 
-from strongroom.agents.operations import operations_of
 from strongroom.agents.remote import Remote
 from strongroom.agents.state import BaseAgentState, S, StateHolder, state_model
 from strongroom.agents.tasks import PREFIX as TASK_PREFIX
-from strongroom.agents.tasks import TaskMethods, outcome, start_request
-from strongroom.errors import NotStarted, StrongroomError, UnknownOperation
+from strongroom.agents.tasks import TaskMethods, start_request
+from strongroom.errors import NotStarted, StrongroomError
 from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.calls import TIMEOUT_SECONDS
+from strongroom.messaging.operations import find_operation, operations_of, outcome
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.node import Node
 from strongroom.nodes.process import run, run_until_stopped
+from strongroom.nodes.service import snake_case
 from strongroom.root_config import RootConfig
 from strongroom.settings import secrets_taken_from
 from strongroom.storage.provider import StorageProvider
@@ -229,15 +229,12 @@ class _Place(Generic[S]):
 
     def invoke(self, method: str, params: Raw) -> Awaitable[bytes] | AsyncGenerator[bytes, None]:
         """Begin an operation."""
-        operation = operations_of(type(self._agent)).get(method)
-        if operation is None:
-            if method.startswith(TASK_PREFIX):
-                answer = start_request(self._agent, method, params)
-                if answer is not None:
-                    return answer
-            name = self._agent.name
-            raise UnknownOperation(f"Method not found: {name} has no operation {method[:200]!r}.")
-        return operation.start(self._agent, params)
+        operations = operations_of(type(self._agent))
+        if method.startswith(TASK_PREFIX) and method not in operations:
+            answer = start_request(self._agent, method, params)
+            if answer is not None:
+                return answer
+        return find_operation(operations, method, self._agent.name).start(self._agent, params)
 
     async def receive(self, payload: Raw) -> None:
         """Take a plain message."""
@@ -452,12 +449,6 @@ class BaseAgent(Agent, TaskMethods, Generic[S]):
     def __resident__(self) -> _Place[S]:
         """(Servable) What the node calls."""
         return self.__place
-
-
-def snake_case(name: str) -> str:
-    """A class's name in lower case with underscores, as in `http_get_agent2`."""
-    apart = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", apart).lower()
 
 
 def check_servable(cls: type[BaseAgent[Any]]) -> None:

@@ -22,10 +22,10 @@ from strongroom.agents.a2a import (
     make_task_params,
     payload_of,
 )
-from strongroom.agents.values import Codec, Unfit, listed
 from strongroom.errors import CallError, InvalidArguments, ProtocolError, TaskFailed
 from strongroom.messaging.address import new_id
 from strongroom.messaging.rpc import Target
+from strongroom.messaging.values import Codec, Unfit, listed
 from strongroom.nodes.fabric import Fabric
 
 NO_LIMIT_SECONDS = 10 * 365 * 86400.0

@@ -53,13 +53,6 @@ class Resident(Handler, Protocol):
         """Let go of everything."""
 
 
-class Servable(Protocol):
-    """An agent, which keeps what its node needs of it apart from its author's names."""
-
-    def __resident__(self) -> Resident:
-        """What the node starts, calls and ends."""
-
-
 class _Running(NamedTuple):
     """What a started node consists of."""
 
@@ -244,14 +237,15 @@ class Node:
 
     # --- names ---
 
-    async def serve(self, service: Servable, service_name: str | None = None) -> FameAddress:
-        """Start an agent, then bind its address.
+    async def serve(self, service: object, service_name: str | None = None) -> FameAddress:
+        """Start an agent or another service, then bind its address.
 
         >>> address = await node.serve(agent)
         >>> assert address == f"storage_agent@{node.path}"
 
         Args:
-            service: The agent.
+            service: An agent; or a function, which becomes an operation of its name; or an object
+                of any class with operations.
             service_name: Its address; or a name, to be served at this node's own path. By default
                 the agent's name.
 
@@ -262,7 +256,7 @@ class Node:
             InvalidAddress: The address or name cannot be one.
             FabricError: The address is bound on this node already.
         """
-        resident = service.__resident__()
+        resident = _resident_of(service)
         name = service_name or resident.name
         address = FameAddress(name if "@" in name else f"{name}@{self.path}")
         bound = self._shared(Address.parse(address))
@@ -378,6 +372,15 @@ class Node:
     def _refuse_held(self) -> None:
         for message in self._running.held.pop_all():
             self._deliver(*message)
+
+
+def _resident_of(service: Any) -> Resident:
+    if hasattr(service, "__resident__") and not isinstance(service, type):
+        resident: Resident = service.__resident__()
+        return resident
+    from strongroom.nodes.service import Service  # noqa: PLC0415 - loads Pydantic
+
+    return Service(service)
 
 
 async def _end(resident: Resident) -> None:

@@ -10,8 +10,8 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from pydantic.fields import FieldInfo
 
-from strongroom.agents.values import MAX_PROBLEMS, Codec, Unfit, listed, problem, within
 from strongroom.errors import InvalidArguments
+from strongroom.messaging.values import MAX_PROBLEMS, Codec, Unfit, listed, problem, within
 
 Problems = list[dict[str, Any]]
 

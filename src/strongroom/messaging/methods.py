@@ -9,8 +9,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic.fields import FieldInfo
 
-from strongroom.agents.values import Codec
 from strongroom.errors import StrongroomError
+from strongroom.messaging.values import Codec
 
 MARK = "__strongroom_operation__"
 
