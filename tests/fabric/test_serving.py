@@ -244,9 +244,15 @@ class Which(BaseAgent):
 
 
 async def test_what_the_configuration_asks_for_and_we_lack_keeps_a_node_from_starting() -> None:
+    gated = {"node": {"security": {"profile": "gated"}}}
     with pytest.raises(SettingsError, match="gated"):
-        async with Fabric(root_config={"node": {"security": {"profile": "gated"}}}):
+        async with Fabric(root_config=gated):
             pass
+    async with Fabric(Settings()):
+        with pytest.raises(SettingsError, match="gated"):
+            Fabric.get_or_create(root_config=gated)
+    with pytest.raises(ValueError, match="either settings or root_config"):
+        Fabric(Settings(), root_config=gated)
     async with sentinel() as hub:
         config = {"node": {"direct_parent_url": url(hub), "id": "named"}}
         async with Fabric.create(root_config=config) as node:

@@ -71,7 +71,7 @@ class TaskMethods:
         """Cancel a task, and return it."""
         raise TaskNotCancelable(f"{type(self).__name__} cannot cancel tasks.")
 
-    def subscribe_to_task_updates(self, params: TaskSendParams) -> AsyncIterator[TaskEvent]:
+    async def subscribe_to_task_updates(self, params: TaskSendParams) -> AsyncIterator[TaskEvent]:
         """The events of a task until it ends; here, a look at its status every half second."""
         return self.__polled(params)
 

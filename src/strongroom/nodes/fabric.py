@@ -15,7 +15,7 @@ from strongroom.errors import FabricError, InvalidArguments, NoFabric
 from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.node import Node
-from strongroom.root_config import RootConfig
+from strongroom.root_config import RootConfig, node_settings
 from strongroom.settings import Settings
 
 _entered: ContextVar[tuple[Fabric, ...]] = ContextVar("strongroom_fabrics", default=())
@@ -53,11 +53,17 @@ class Fabric(Node):
     ) -> AbstractAsyncContextManager[Fabric]:
         """The current fabric, which stays open after the block, or else a new one.
 
+        The current one keeps its settings; a `root_config` that asks for what we do not have is an
+        error in any case.
+
         >>> async with Fabric.get_or_create() as fabric:
         ...     await fabric.serve(agent)
         """
         fabrics = _open_ones()
-        return nullcontext(fabrics[-1]) if fabrics else cls(settings, root_config=root_config)
+        if not fabrics:
+            return cls(settings, root_config=root_config)
+        node_settings(root_config)
+        return nullcontext(fabrics[-1])
 
     async def invoke(
         self,

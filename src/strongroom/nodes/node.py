@@ -89,6 +89,8 @@ class Node:
         root_config: RootConfig = None,
         storage: StorageProvider | None = None,
     ) -> None:
+        if settings is not None and root_config is not None:
+            raise ValueError("Give either settings or root_config")
         self._settings = settings
         self._root_config = root_config
         self._given_storage = storage
