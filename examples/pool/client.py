@@ -12,8 +12,6 @@ async def main() -> None:
         pool = Agent.remote_by_address("worker@fame.fabric")
         found = await asyncio.gather(*(pool.where() for _ in range(60)))
         print(sorted(set(found)))
-        one = Agent.remote_by_address("worker@replica-2.fame.fabric")
-        print(await one.where())
 
 
 if __name__ == "__main__":

@@ -161,6 +161,9 @@ async def test_requested_logicals_make_a_pool() -> None:
         async with fabric(hub):
             remote = Agent.remote_by_address("which@fame.fabric")
             assert {await remote.node() for _ in range(50)} == {one.id, two.id}
+            for node in (one, two):
+                member = Agent.remote_by_address(f"which@{node.id}.fame.fabric")
+                assert {await member.node() for _ in range(20)} == {node.id}
 
 
 class Plain:

@@ -251,6 +251,9 @@ class Routes:
             return owner
         address = Address.parse(to)
         if address.host and not address.path:
+            member = self.children.get(address.host.partition(".")[0])
+            if member is not None and to in member.addresses:  # its own address in the pool
+                return member.system_id
             return self._by_pool(address, message_id)
         if address.path.startswith(self.path + "/"):
             return address.path[len(self.path) + 1 :].partition("/")[0]
