@@ -22,13 +22,7 @@ from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META, StorageProvider
-from strongroom.storage.records import (
-    Clock,
-    OnProgress,
-    Write,
-    check_namespace,
-    system_clock,
-)
+from strongroom.storage.records import Clock, OnProgress, Write, check_namespace, system_clock
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.connections import Connections
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, KeystoreSeen, StoreFiles, Watermark
@@ -64,7 +58,10 @@ class SqliteProvider(StorageProvider):
     async def start(self) -> None:
         self._refuse_closed()
         if self.files.is_acquired:
-            raise StorageError(f"The storage in {self.files.directory} was started already.")
+            raise StorageError(
+                f"The storage in {self.files.directory} was started already.",
+                remedy="without start(), which open_provider(settings) has called",
+            )
         try:
             await self.files.acquire()
             await self._load_seen()
@@ -72,6 +69,7 @@ class SqliteProvider(StorageProvider):
             await self.open(NODE_META)
             await self._note_opening()
         except BaseException:
+            self._is_closed = True
             await finish(self._release())
             raise
         self._ticking = asyncio.create_task(self._tick(), name=f"tick of {self.files.directory}")
