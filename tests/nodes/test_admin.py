@@ -320,6 +320,7 @@ async def test_a_place_for_the_socket_that_is_taken_is_reported(
     settings: StorageSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert settings.directory is not None
+    settings.directory.mkdir(mode=0o700)
     (settings.directory / SOCKET / "folder").mkdir(parents=True)
     async with Node(Settings(storage=settings)):
         pass

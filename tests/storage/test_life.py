@@ -20,6 +20,7 @@ from strongroom.errors import (
     StoreClosed,
     StoreForked,
     StrongroomError,
+    WrongMasterKey,
 )
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
@@ -175,6 +176,19 @@ async def test_a_second_start_is_refused_and_harms_nothing(tmp_path: Path) -> No
         await notes.set("a", Note(text="x"))
     with pytest.raises(StoreClosed):
         await provider.start()
+    assert list(await contents(tmp_path)) == ["a"]
+
+
+async def test_a_provider_whose_start_failed_says_that_it_is_of_no_use(tmp_path: Path) -> None:
+    await fill(tmp_path, "a")
+    provider = EncryptedSqliteProvider(
+        StorageSettings(profile="encrypted-sqlite", directory=tmp_path, master_key="cd" * 32)
+    )
+    with pytest.raises(WrongMasterKey):
+        await provider.start()
+    for call in (provider.start(), provider.namespaces()):
+        assert await outcome(call) is StoreClosed
+    await provider.close()
     assert list(await contents(tmp_path)) == ["a"]
 
 

@@ -23,13 +23,7 @@ from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META, StorageProvider
-from strongroom.storage.records import (
-    Clock,
-    OnProgress,
-    Write,
-    check_namespace,
-    system_clock,
-)
+from strongroom.storage.records import Clock, OnProgress, Write, check_namespace, system_clock
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.connections import Connections
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, KeystoreSeen, StoreFiles, Watermark
@@ -66,7 +60,10 @@ class SqliteProvider(StorageProvider):
     async def start(self) -> None:
         self._refuse_closed()
         if self.files.is_acquired:
-            raise StorageError(f"The storage in {self.files.directory} was started already.")
+            raise StorageError(
+                f"The storage in {self.files.directory} was started already.",
+                remedy="without start(), which open_provider(settings) has called",
+            )
         try:
             await self.files.acquire()
             left_open = await self._threads.run(self.files.left_open)
@@ -75,6 +72,7 @@ class SqliteProvider(StorageProvider):
             await self.open(NODE_META)
             await self._note_opening()
         except BaseException:
+            self._is_closed = True
             await finish(self._release())
             raise
         where = self.files.directory
