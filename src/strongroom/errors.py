@@ -14,6 +14,9 @@
             AttachFailed: AttachRefused
             CallError: NoRoute, Busy, CallTimeout, CallInterrupted, UnknownOperation,
                 InvalidArguments, OperationFailed, StreamStalled
+                AgentError: InvalidTask, DuplicateTask, TaskNotFound, TaskNotCancelable, TaskFailed,
+                    PushNotificationNotSupported, UnsupportedOperation, Unauthorized,
+                    RateLimitExceeded, NoDataFound, Conflict, InvalidData
 
 Each says what happened (`what`) and what to do about it (`remedy`); its facts are attributes.
 A node or a command that ends with an error exits with its `exit_code`; docs/errors.md lists them.
@@ -434,6 +437,58 @@ class OperationFailed(CallError):
     """The operation raised an exception, whose message this is."""
 
     exit_code = 56
+
+
+class AgentError(CallError):
+    """The agent refused, and says why. Raised by an agent, it arrives as what it is."""
+
+
+class InvalidTask(AgentError):
+    """The task is malformed or incomplete."""
+
+
+class DuplicateTask(AgentError):
+    """A task with this id was started before."""
+
+
+class TaskNotFound(AgentError):
+    """The agent does not have this task, or no longer."""
+
+
+class TaskNotCancelable(AgentError):
+    """The task, or any task of this agent, cannot be canceled."""
+
+
+class TaskFailed(AgentError, ValueError):
+    """The task failed, for the reason that this says."""
+
+
+class PushNotificationNotSupported(AgentError):
+    """The agent sends no notifications."""
+
+
+class UnsupportedOperation(AgentError):
+    """The agent does not do this."""
+
+
+class Unauthorized(AgentError):
+    """The caller may not do this."""
+
+
+class RateLimitExceeded(AgentError):
+    """The caller asks too often, or for too much at once; it may try again later."""
+
+
+class NoDataFound(AgentError):
+    """What was asked for does not exist."""
+
+
+class Conflict(AgentError):
+    """What was to be made exists."""
+
+
+class InvalidData(AgentError):
+    """What was sent makes no sense to the agent."""
 
 
 class StreamStalled(CallError):

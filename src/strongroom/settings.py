@@ -233,6 +233,12 @@ class Settings:
         choices=("debug", "info", "warning", "error", "critical"),
     )
 
+    is_sentinel: bool = False
+    """Whether the node listens for others. `Sentinel` does in any case."""
+    requested_logicals: tuple[str, ...] = ()
+    """Hosts whose names the node shares with others: with `*.fame.fabric`, `math@fame.fabric` is
+    served as a member of the pool `math@*.fame.fabric`."""
+
     def __post_init__(self) -> None:
         _check(self)
         if self.listener_port > HIGHEST_PORT:

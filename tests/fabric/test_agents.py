@@ -228,11 +228,6 @@ async def test_serving_reads_no_variable_and_leaves_a_given_provider_open(
         assert await counter.increase() == 1
 
 
-def test_keywords_of_other_runtimes_are_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="root_config"):
-        Probe().aserve(ADDRESS, root_config={})  # type: ignore[call-arg, unused-coroutine]
-
-
 @pytest.mark.parametrize(
     ("params", "args", "kwargs"),
     [

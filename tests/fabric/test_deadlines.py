@@ -1,6 +1,7 @@
 """Everything that waits ends in time. A clock that jumps ahead makes minutes pass at once."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from strongroom import (
     open_provider,
 )
 from strongroom.errors import AttachRefused
+from strongroom.messaging import flow
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.uplink import ROUTES_RETURN_SECONDS
 from support.fabrics import ADDRESS, Probe, fabric, sentinel, url
@@ -90,15 +92,6 @@ async def test_a_call_ends_at_its_deadline(network: MemoryNetwork) -> None:
             with pytest.raises(CallTimeout):
                 await Agent.remote_by_address(ADDRESS).hang(_timeout=timeout)
             assert now() - begun == pytest.approx(expected, abs=0.01)
-
-
-@in_virtual_time
-async def test_a_child_that_does_not_attach_loses_its_link(network: MemoryNetwork) -> None:
-    async with sentinel() as hub:
-        begun = now()
-        child = network.raw_child(hub.port)
-        assert "no NodeAttach came" in await child.closed
-        assert now() - begun == pytest.approx(10.0)
 
 
 @in_virtual_time
@@ -418,3 +411,47 @@ async def test_of_two_new_links_for_a_node_whose_old_one_is_dead_one_is_admitted
         answers = [(await link.hear("NodeAttachAck"))["frame"]["ok"] for link in links]
         assert sorted(answers) == [False, True]
         assert len([each for each in hub.children.links if each.system_id == "raw"]) == 1
+
+
+MALFORMED = {
+    "a wrong type": {"rtype": "x"},
+    "a long id": {"corrId": "x" * 1000},
+    "many capabilities": {"capabilities": ["x"] * 1000},
+    "an unknown frame": {"frame": {"type": "KeyRequest"}},
+}
+
+
+@pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED)
+@in_virtual_time
+async def test_a_node_keeps_its_link_whatever_other_nodes_wrote(
+    network: MemoryNetwork, fields: dict[str, Any]
+) -> None:
+    network.listeners[1] = hub = RawSentinel()
+    async with asyncio.TaskGroup() as tasks:
+        attaching = tasks.create_task(hub.attach("first"))
+        async with Fabric(Settings(admission_url="ws://memory:1/fame/x")) as node:
+            child = await attaching
+            child.link.send(b"{")
+            envelope = {"id": "m", "frame": {"type": "Data", "payload": 1}, **fields}
+            child.link.send(json.dumps(envelope).encode())
+            await child.hear("NodeHeartbeat")
+            assert node.describe()["attached"]
+
+
+@in_virtual_time
+async def test_a_node_keeps_its_link_however_many_flows_others_use(
+    network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "MAX_FLOWS", 10)
+    network.listeners[1] = hub = RawSentinel()
+    async with asyncio.TaskGroup() as tasks:
+        attaching = tasks.create_task(hub.attach("first"))
+        async with Fabric(Settings(admission_url="ws://memory:1/fame/x")) as node:
+            child = await attaching
+            held: list[Any] = []
+            monkeypatch.setattr(node, "on_message", lambda *message: held.append(message))
+            for number in range(20):
+                child.say({"type": "Data", "payload": 1}, flowId=f"f{number}")
+            await child.hear("NodeHeartbeat")
+            assert len(held) == 10
+            assert node.describe()["attached"]

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from websockets.exceptions import InvalidStatus
 
 from strongroom import Fabric, Sentinel, Settings
 from strongroom.admission.door import is_own_process
-from strongroom.errors import AttachRefused, SettingsError
+from strongroom.errors import AttachFailed, AttachRefused, SettingsError
+from strongroom.nodes import children
 from support.fabrics import fabric, sentinel, url
 from support.peer import PATH
 
@@ -152,6 +154,41 @@ def test_ones_own_processes_are_recognised(host: str) -> None:
         with socket.create_connection(here) as client, server.accept()[0]:
             assert is_own_process(client.getsockname()[:2], here)
             assert not is_own_process((host, 1), here)  # nobody has this port
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's own directory, on a system that does not say whose a connection is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(children, "system_names_owners", lambda: False)
+    return tmp_path / ".strongroom"
+
+
+async def test_elsewhere_nodes_of_the_same_user_find_a_token_that_the_sentinel_made(
+    home: Path,
+) -> None:
+    async with sentinel() as hub:
+        [file] = home.iterdir()
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert home.stat().st_mode & 0o777 == 0o700
+        assert "other users need FAME_ADMISSION_TOKEN" in await attach_as(hub, os.geteuid())
+        async with fabric(hub) as node:
+            assert node.describe()["attached"]
+        file.chmod(0o644)  # then it may be somebody else's
+        with pytest.raises(AttachFailed):
+            await fabric(hub).start()
+    assert not list(home.iterdir())
+
+
+async def test_no_token_is_made_where_one_is_set_or_all_are_admitted(home: Path) -> None:
+    async with sentinel(security_profile="open"), sentinel(admission_token="t"):
+        assert not home.exists()
+
+
+async def test_a_sentinel_that_cannot_keep_its_token_does_not_start(home: Path) -> None:
+    home.write_text("not a directory")
+    with pytest.raises(SettingsError, match="FAME_ADMISSION_TOKEN"):
+        await sentinel().start()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from strongroom.errors import ProtocolError
-from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NodeAttachAck, decode, encode
+from strongroom.messaging.envelope import (
+    Data,
+    DeliveryAck,
+    Envelope,
+    NodeAttachAck,
+    Unknown,
+    decode,
+    encode,
+)
 
 NAME = st.text(max_size=20)
 MAYBE = st.none() | NAME
@@ -63,7 +71,8 @@ def test_unknown_keys_are_ignored() -> None:
 
 
 def test_an_unknown_frame_is_skipped_and_not_an_error() -> None:
-    assert decode(b'{"id":"1","frame":{"type":"KeyRequest","kid":"k"}}') is None
+    unknown = decode(b'{"id":"1","flowId":"f","frame":{"type":"KeyRequest","kid":"k"}}')
+    assert (type(unknown.frame), unknown.flow_id) == (Unknown, "f")
 
 
 @pytest.mark.parametrize(

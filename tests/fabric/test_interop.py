@@ -20,7 +20,16 @@ from typing import Any
 
 import pytest
 
-from strongroom import Agent, Fabric, Settings
+from strongroom import (
+    Agent,
+    Fabric,
+    Settings,
+    TaskFailed,
+    TaskIdParams,
+    TaskState,
+    TaskStatusUpdateEvent,
+    make_task_params,
+)
 from strongroom.errors import CallError, CallInterrupted, FabricError, NoRoute, OperationFailed
 from support.processes import Program, attach_url, environment, free_port, running
 
@@ -288,3 +297,53 @@ async def test_links_stay_up_by_heartbeats(tmp_path: Path, python: str) -> None:
         await asyncio.sleep(35)  # a link without messages is dropped after 30 s
         for address in (OURS, REAL):
             assert await Agent.remote_by_address(address).echo(address, _timeout=2) == address
+
+
+@SENTINELS
+async def test_tasks_are_started_watched_and_canceled_both_ways(
+    tmp_path: Path, python: str, *, real_sentinel: bool
+) -> None:
+    ours = Program("task_agent.py", tmp_path, "ours@fame.fabric")
+    real = Program("naylence/task_agent.py", tmp_path, "steps@fame.fabric", python=python)
+    async with world(tmp_path, python, real_sentinel=real_sentinel) as made, running(ours, real):
+        await ours.start_and_wait(FAME_DIRECT_ADMISSION_URL=made.url)
+        await real.start(FAME_DIRECT_ADMISSION_URL=made.url)
+        client = Program("naylence/task_client.py", tmp_path, "ours@fame.fabric", python=python)
+        await client.start(FAME_DIRECT_ADMISSION_URL=made.url)
+        assert await client.wait() == 0, client.log.read_text()
+        lines = [
+            each for each in client.log.read_text().splitlines() if each[:1] in {"{", "[", '"'}
+        ]
+        assert [json.loads(line) for line in lines] == [
+            {"a": 1},
+            "ValueError: not today",
+            ["working", 0, 1, 2, "canceled"],
+            "Exception: The agent has no task with this id.",
+        ]
+        await check_real_tasks(Agent.remote_by_address("steps@fame.fabric"))
+
+
+async def check_real_tasks(remote: Any) -> None:
+    """Start, watch and cancel tasks of a real agent."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                assert await remote.run_task({"steps": 2, "result": "done"}) == "done"
+                break
+            except NoRoute:
+                await asyncio.sleep(0.1)
+    with pytest.raises(TaskFailed, match="not today"):
+        await remote.run_task({"steps": 0, "fails": True})
+    params = make_task_params(id="watched", payload={"steps": 2, "waits": True})
+    await remote.start_task(params)
+    seen: list[Any] = []
+    async for event in remote.subscribe_to_task_updates(params):
+        if isinstance(event, TaskStatusUpdateEvent):
+            seen.append(event.status.state.value)
+        else:
+            seen.append(event.artifact.parts[0].data["step"])
+        if seen[-1] == 1:
+            break
+    assert seen == ["working", 0, 1]
+    task = await remote.cancel_task(TaskIdParams(id="watched"))
+    assert task.status.state is TaskState.CANCELED

@@ -52,6 +52,11 @@ class Note(BaseModel):
     stars: float | None = None
 
 
+class Named(BaseModel):
+    type: str
+    metadata: Any
+
+
 class Longer(Note):
     more: str = ""
 
@@ -141,6 +146,7 @@ SAME: list[tuple[Any, Any]] = [
     (Any, {"a": [1, 2.5, None, True, "x"]}),
     (dict[str, Any], {"a": {"b": [1]}}),
     (object, "anything"),
+    (Named, Named(type="text", metadata={"a": [1]})),
     (object, [[[[[[[[[[]]]]]]]]]]),
     (Annotated[int, {"not": ["hashable"]}], 5),
 ]

@@ -25,10 +25,7 @@ def one_input(data: bytes) -> None:
     """Only the errors that are meant for it may come out."""
     with suppress(ProtocolError):
         envelope = decode(data)
-        if envelope is None:
-            return
         again = decode(encode(envelope))
-        assert again is not None
         assert encode(again) == encode(envelope)
         if envelope.to is not None:
             with suppress(InvalidAddress):

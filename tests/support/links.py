@@ -77,6 +77,9 @@ class MemoryLink(Loopback):
         if not self.closed.is_set():
             self._loop.call_soon(self.peer._deliver, data)
 
+    def admit(self) -> None:
+        """Nothing to do: only the port limits strangers."""
+
     async def answers(self, timeout: float) -> bool:
         if self.is_silent:
             await asyncio.sleep(timeout)
@@ -110,10 +113,10 @@ class MemoryNetwork:
         listener.on_link(there)  # type: ignore[arg-type]
         return here
 
-    async def listen(self, _host: str, port: int, listener: Listener) -> MemoryServer:
+    async def listen(self, _host: str, port: int, listener: Listener) -> MemoryPort:
         port = port or 40_000 + len(self.listeners)
         self.listeners[port] = listener
-        return MemoryServer(self, port)
+        return MemoryPort(self, port)
 
     def raw_child(self, port: int, name: str = "raw") -> RawPeer:
         """A child that a test plays by hand."""
@@ -122,19 +125,15 @@ class MemoryNetwork:
         return RawPeer(here)
 
 
-class MemoryServer:
-    """What `listen` returns; as much of `asyncio.Server` as is used."""
+class MemoryPort:
+    """What `listen` returns."""
 
     def __init__(self, network: MemoryNetwork, port: int) -> None:
         self._network = network
-        self._port = port
-        self.sockets = [self]
-
-    def getsockname(self) -> tuple[str, int]:
-        return "memory", self._port
+        self.number = port
 
     def close(self) -> None:
-        self._network.listeners.pop(self._port, None)
+        self._network.listeners.pop(self.number, None)
 
 
 class RawPeer:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from msgspec import Struct
 
+from strongroom.admission.local_token import is_loopback
 from strongroom.errors import AttachRefused, SettingsError
 from strongroom.messaging.address import new_id
 from strongroom.messaging.envelope import NodeAttach, NodeAttachAck
@@ -59,17 +58,10 @@ def check_may_listen(settings: Settings) -> None:
     if (
         settings.admission_token
         or settings.security_profile == "open"
-        or _is_loopback(settings.listener_host)
+        or is_loopback(settings.listener_host)
     ):
         return
     raise SettingsError(
         f"FAME_LISTENER_HOST is {settings.listener_host!r}, where anyone could join this fabric.",
         remedy="FAME_ADMISSION_TOKEN=..., or FAME_SECURITY_PROFILE=open to allow that",
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
 from weakref import WeakKeyDictionary
 
@@ -15,13 +23,16 @@ from msgspec import Raw
 from strongroom.agents.operations import operations_of
 from strongroom.agents.remote import Remote
 from strongroom.agents.state import BaseAgentState, S, StateHolder, state_model
+from strongroom.agents.tasks import PREFIX as TASK_PREFIX
+from strongroom.agents.tasks import TaskMethods, outcome, start_request
 from strongroom.errors import NotStarted, StrongroomError, UnknownOperation
-from strongroom.messaging.address import Address
+from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.node import Node
 from strongroom.nodes.process import run, run_until_stopped
+from strongroom.root_config import RootConfig
 from strongroom.settings import secrets_taken_from
 from strongroom.storage.provider import StorageProvider
 
@@ -92,6 +103,58 @@ class Agent:
         """
         return cls.remote(capabilities=capabilities, fabric=fabric, timeout=timeout)
 
+    @staticmethod
+    def from_handler(handler: Callable[[Any, str | None], Any]) -> BaseAgent[Any]:
+        """An agent whose tasks are done by a function of their payload and id.
+
+        >>> async def greet(payload: Any, id: str | None) -> str:
+        ...     return f"Hello, {payload}!"
+        >>> address = await node.serve(Agent.from_handler(greet))
+        >>> await Agent.remote_by_address(address).run_task("World")
+        'Hello, World!'
+        """
+
+        class Handler(BaseAgent[Any]):
+            async def run_task(self, payload: Any, id: str | None) -> Any:
+                return await outcome(handler(payload, id))
+
+        return Handler(new_id())
+
+    @classmethod
+    async def run_many(
+        cls,
+        targets: Iterable[tuple[str, Any]],
+        *,
+        fabric: Fabric | None = None,
+        gather_exceptions: bool = True,
+    ) -> list[tuple[str, Any]]:
+        """Run a task at each of several agents, all at once.
+
+        Args:
+            targets: The address and the payload of each task.
+            fabric: The fabric to call from, if not the current one.
+            gather_exceptions: An error is a result too; if False, the first one is raised.
+
+        Returns:
+            The address and the result of each task, in the order of the targets.
+        """
+
+        async def run_one(address: str, payload: Any) -> Any:
+            return await cls.remote_by_address(address, fabric=fabric).run_task(payload)
+
+        tasks = [(str(address), payload) for address, payload in targets]
+        results = await asyncio.gather(
+            *(run_one(*task) for task in tasks), return_exceptions=gather_exceptions
+        )
+        return [(address, result) for (address, _), result in zip(tasks, results, strict=True)]
+
+    @classmethod
+    async def broadcast(
+        cls, addresses: Iterable[str], payload: Any = None, **options: Any
+    ) -> list[tuple[str, Any]]:
+        """Run a task with one payload at several agents; see `run_many`."""
+        return await cls.run_many([(address, payload) for address in addresses], **options)
+
 
 class _Place(Generic[S]):
     """An agent as its node sees it (a `Resident`): its name and address, its node and its state.
@@ -101,10 +164,19 @@ class _Place(Generic[S]):
 
     def __init__(self, agent: BaseAgent[S]) -> None:
         self._agent = agent
-        self.name: str | None = None
+        self.given_name: str | None = None
         self.address: str | None = None
         self.node: Node | None = None
         self.state: StateHolder[S] | None = None
+        self.state_model: type[Any] | None = state_model(type(agent))
+        self.state_namespace: str | None = None
+        self.state_key = "state"
+        self.state_factory: Callable[[], Any] | None = None
+        self._ending = AsyncExitStack()
+
+    @property
+    def name(self) -> str:
+        return self.given_name or snake_case(type(self._agent).__name__)
 
     @property
     def capabilities(self) -> Sequence[str]:
@@ -119,20 +191,22 @@ class _Place(Generic[S]):
         self.node = node
         self.address = address
         try:
-            await self._agent.start()
+            await self._agent.__prepare__(node, address, self._ending)
+            await outcome(self._agent.start())
         except BaseException:
-            self._let_go()
+            await self._let_go()
             raise
 
     async def end(self) -> None:
         """Stop, and let go of the node."""
         try:
-            await self._agent.stop()
+            await self._ending.aclose()
+            await outcome(self._agent.stop())
         finally:
-            self._let_go()
+            await self._let_go()
 
     def _take_name(self, node: Node) -> None:
-        if state_model(type(self._agent)) is None:
+        if self.state_model is None:
             return
         name = self._agent.name
         if _with_state.setdefault(node, {}).setdefault(name, self) is not self:
@@ -142,7 +216,8 @@ class _Place(Generic[S]):
                 remedy=f'a name for each, as in {cls}("first") and {cls}("second")',
             )
 
-    def _let_go(self) -> None:
+    async def _let_go(self) -> None:
+        await self._ending.aclose()
         names = _with_state.get(self.node, {}) if self.node is not None else {}
         for name in [name for name, place in names.items() if place is self]:
             del names[name]
@@ -153,20 +228,24 @@ class _Place(Generic[S]):
         """Begin an operation."""
         operation = operations_of(type(self._agent)).get(method)
         if operation is None:
+            if method.startswith(TASK_PREFIX):
+                answer = start_request(self._agent, method, params)
+                if answer is not None:
+                    return answer
             name = self._agent.name
             raise UnknownOperation(f"Method not found: {name} has no operation {method[:200]!r}.")
         return operation.start(self._agent, params)
 
     async def receive(self, payload: Raw) -> None:
         """Take a plain message."""
-        await self._agent.on_message(msgspec.json.decode(payload))
+        await outcome(self._agent.on_message(msgspec.json.decode(payload)))
 
 
 _with_state: WeakKeyDictionary[Node, dict[str, _Place[Any]]] = WeakKeyDictionary()
 """The agents on each node that keep a state, by their names."""
 
 
-class BaseAgent(Agent, Generic[S]):
+class BaseAgent(Agent, TaskMethods, Generic[S]):
     """The base of a user's agents.
 
     >>> class Greeter(BaseAgent):
@@ -178,6 +257,10 @@ class BaseAgent(Agent, Generic[S]):
 
     Args:
         name: The agent's name, if not made from its class's.
+        state_model: The model of its state, if the class does not say.
+        state_namespace: Where its state is stored, if not in a namespace of its own.
+        state_key: The state's key there.
+        state_factory: Makes the first state, if not the model's defaults.
     """
 
     STATE_MODEL: ClassVar[type[BaseAgentState] | None] = None
@@ -205,8 +288,21 @@ class BaseAgent(Agent, Generic[S]):
         agent.__place = _Place(agent)
         return agent
 
-    def __init__(self, name: str | None = None) -> None:
-        self.__place.name = name
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        state_model: type[S] | None = None,
+        state_namespace: str | None = None,
+        state_key: str = "state",
+        state_factory: Callable[[], S] | None = None,
+    ) -> None:
+        place = self.__place
+        place.given_name = name
+        place.state_model = state_model or place.state_model
+        place.state_namespace = state_namespace
+        place.state_key = state_key
+        place.state_factory = state_factory
 
     def __repr__(self) -> str:
         where = f"at {self.address}" if self.__place.node else "not served"
@@ -215,8 +311,7 @@ class BaseAgent(Agent, Generic[S]):
     @property
     def name(self) -> str:
         """The agent's name: the one given, or its class's in lower case with underscores."""
-        given = self.__place.name
-        return given or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+        return self.__place.name
 
     @property
     def address(self) -> str | None:
@@ -235,7 +330,10 @@ class BaseAgent(Agent, Generic[S]):
         return cast("StorageProvider", node.storage if node is not None else None)
 
     async def start(self) -> None:
-        """Called before the address is bound, when storage and fabric can be used."""
+        """Called before the address is bound, when storage and fabric can be used.
+
+        This and `stop` and `on_message` may also be plain functions.
+        """
 
     async def stop(self) -> None:
         """Called before the node stops."""
@@ -268,7 +366,7 @@ class BaseAgent(Agent, Generic[S]):
     def _holder(self) -> StateHolder[S]:
         place = self.__place
         if place.state is None:
-            model = state_model(type(self))
+            model = place.state_model
             if model is None:
                 cls = type(self).__name__
                 raise StrongroomError(
@@ -280,33 +378,77 @@ class BaseAgent(Agent, Generic[S]):
                     f"{self.name} is not served, so it has no storage.",
                     remedy="use the state in start() and in operations",
                 )
-            namespace = f"__agent_{self.name}"
-            place.state = StateHolder(cast("type[S]", model), namespace, self.storage_provider)
+            place.state = StateHolder(
+                model,
+                place.state_namespace or f"__agent_{self.name}",
+                place.state_key,
+                place.state_factory or model,
+                self.storage_provider,
+            )
         return place.state
 
     # --- serving ---
 
-    async def aserve(self, address: str, *, log_level: str | int | None = None) -> None:
+    async def aserve(
+        self,
+        address: str,
+        *,
+        root_config: RootConfig = None,
+        log_level: str | int | None = None,
+    ) -> None:
         """Serve this agent at `address` until SIGTERM or SIGINT.
 
+        It is on the current fabric, if there is one, and else on a node of its own.
         A StrongroomError ends the process with one line and the error's exit status.
-        """
-        await run_until_stopped(self._served_at(address), log_level)
 
-    def serve(self, address: str, *, log_level: str | int | None = None) -> None:
-        """Run an event loop, uvloop's if that is installed, and serve this agent in it."""
-        run(self.aserve(address, log_level=log_level))
+        Args:
+            address: The agent's address, or a name to be served at the node's own path.
+            root_config: The new node's settings in Naylence's form; it can be a sentinel's.
+            log_level: The level of the logger `strongroom`.
+        """
+        await run_until_stopped(self._served_at(address, root_config), log_level)
+
+    def serve(
+        self,
+        address: str,
+        *,
+        root_config: RootConfig = None,
+        log_level: str | int | None = None,
+    ) -> asyncio.Task[None] | None:
+        """Run an event loop, uvloop's if that is installed, and serve this agent in it.
+
+        Within a running loop, serve it there, in the task that is returned.
+        """
+        serving = self.aserve(address, root_config=root_config, log_level=log_level)
+        try:
+            return asyncio.get_running_loop().create_task(serving)
+        except RuntimeError:  # no loop is running
+            return run(serving)
 
     @asynccontextmanager
-    async def _served_at(self, address: str) -> AsyncIterator[None]:
-        async with Fabric() as fabric:
+    async def _served_at(self, address: str, root_config: RootConfig) -> AsyncIterator[None]:
+        entered = Fabric.get_or_create(root_config=root_config)
+        async with entered as fabric:
             with secrets_taken_from(os.environ):  # before start(), which may run other programs
-                await fabric.serve(self, address)
-                yield
+                bound = await fabric.serve(self, address)
+                try:
+                    yield
+                finally:
+                    if fabric is not entered:  # it was there before, and stays
+                        await fabric.unbind(bound)
+
+    async def __prepare__(self, node: Node, address: str, ending: AsyncExitStack) -> None:
+        """Open what a class needs besides its state, before `start()`; `ending` closes it."""
 
     def __resident__(self) -> _Place[S]:
         """(Servable) What the node calls."""
         return self.__place
+
+
+def snake_case(name: str) -> str:
+    """A class's name in lower case with underscores, as in `http_get_agent2`."""
+    apart = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", apart).lower()
 
 
 def check_servable(cls: type[BaseAgent[Any]]) -> None:

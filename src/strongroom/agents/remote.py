@@ -12,6 +12,7 @@ from msgspec import Raw
 
 from strongroom.agents.arguments import pack
 from strongroom.agents.operations import operations_of
+from strongroom.agents.tasks import NAMES as TASK_METHODS
 from strongroom.errors import ProtocolError
 from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.rpc import Target
@@ -25,6 +26,8 @@ _ANYTHING = Codec(Any)
 
 class Remote:
     """The agent at a target. Every attribute that begins with a letter is an operation.
+
+    But for those of `TaskCalls`, which start, watch and cancel tasks.
 
     >>> remote = Agent.remote_by_address("storage@fame.fabric")
     >>> await remote.store_value("key", "value")
@@ -56,9 +59,16 @@ class Remote:
         self._fabric = fabric or Fabric.current()
         self._timeout = _seconds(timeout)
 
-    def __getattr__(self, name: str) -> Callable[..., Call]:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)
+        if name in TASK_METHODS and name not in self._operations:
+            from strongroom.agents.task_calls import TaskCalls  # noqa: PLC0415 - loads A2A
+
+            method: Callable[..., Any] = getattr(
+                TaskCalls(self._fabric, self._target, self._timeout), name
+            )
+            return method
         return partial(self._call, name)
 
     def _call(

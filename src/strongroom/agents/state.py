@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Generic, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypeVar
 
-from strongroom.storage.provider import StorageProvider
+from strongroom.storage.provider import OWN_PREFIX, StorageProvider
 from strongroom.storage.typed import KeyValueStore
-
-KEY = "state"
 
 
 class BaseAgentState(BaseModel):
@@ -21,18 +19,39 @@ class BaseAgentState(BaseModel):
 
     >>> class Counted(BaseAgentState):
     ...     count: int = 0
+
+    A field that the model does not have is an error, in the code and in what is stored.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
 
 S = TypeVar("S", bound=BaseAgentState, default=BaseAgentState)
 
 
 class StateHolder(Generic[S]):
-    """Loads and stores the state of one agent, under the key `state` of a namespace."""
+    """Loads and stores the state of one agent, under a key of a namespace.
 
-    def __init__(self, model: type[S], namespace: str, provider: StorageProvider) -> None:
+    Args:
+        model: The state's model.
+        namespace: One of the node's own, or one of the user's.
+        key: The key.
+        first: Makes the first state.
+        provider: The node's storage.
+    """
+
+    def __init__(
+        self,
+        model: type[S],
+        namespace: str,
+        key: str,
+        first: Callable[[], S],
+        provider: StorageProvider,
+    ) -> None:
         self._model = model
         self._namespace = namespace
+        self._key = key
+        self._first = first
         self._provider = provider
         self._store: KeyValueStore[S] | None = None
         self._lock = asyncio.Lock()
@@ -42,23 +61,25 @@ class StateHolder(Generic[S]):
         """The state, for one task at a time; stored at the end, unless an error ends the block."""
         async with self._lock:
             store = await self._open()
-            state = await store.get(KEY) or self._model()
+            state = await store.get(self._key) or self._first()
             yield state
-            await store.set(KEY, state)
+            await store.set(self._key, state)
 
     async def get(self) -> S:
         """A copy of the state."""
         store = await self._open()
-        return await store.get(KEY) or self._model()
+        return await store.get(self._key) or self._first()
 
     async def clear(self) -> None:
         """Delete the record, so that the state is the model's defaults again."""
         async with self._lock:
-            await (await self._open()).delete(KEY)
+            await (await self._open()).delete(self._key)
 
     async def _open(self) -> KeyValueStore[S]:
         if self._store is None:
-            self._store = await self._provider.own_store(self._model, self._namespace)
+            is_own = self._namespace.startswith(OWN_PREFIX)
+            open_store = self._provider.own_store if is_own else self._provider.get_kv_store
+            self._store = await open_store(self._model, self._namespace)
         return self._store
 
 

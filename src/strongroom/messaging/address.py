@@ -6,9 +6,12 @@ import hashlib
 import os
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from strongroom.errors import InvalidAddress
+
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
 
 _ALPHABET = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BYTE_TO_DIGIT = bytes(_ALPHABET[byte % 62] for byte in range(256))
@@ -58,6 +61,29 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.participant}@{self.host}{self.path}"
+
+
+class FameAddress(str):
+    """An address as text, which has been checked.
+
+    >>> FameAddress("storage@fame.fabric")
+    'storage@fame.fabric'
+
+    Raises:
+        InvalidAddress: The text is not an address.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        _parse(str(text))
+        return super().__new__(cls, text)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> CoreSchema:
+        from pydantic_core import core_schema  # noqa: PLC0415 - a sentinel does without it
+
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
 
 
 @lru_cache(maxsize=4096)

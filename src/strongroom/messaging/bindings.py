@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
+from strongroom.errors import FabricError
 from strongroom.messaging.address import Address
 from strongroom.messaging.envelope import Envelope
 from strongroom.messaging.rpc import Handler
@@ -21,23 +23,42 @@ class Bindings:
         self.node_id = node_id
         self.path = f"/{node_id}"
         self._handlers: dict[str, Handler] = {}
+        self._named: dict[str, Handler] = {}
+        """Handlers at this node's own path, which may change, by their names."""
         self._pools: list[Address] = []
 
     def __contains__(self, address: str | None) -> bool:
-        return address in self._handlers
+        return address is not None and self._at(address) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._handlers)
+        return chain(self._handlers, (f"{name}@{self.path}" for name in self._named))
 
     def add(self, address: Address, handler: Handler) -> None:
-        """Let `handler` answer at `address`; in a pool, also at this node's own address in it."""
+        """Let `handler` answer at `address`; in a pool, also at this node's own address in it.
+
+        Raises:
+            FabricError: Another handler answers there.
+        """
+        self.check_free(address, handler)
+        if self.is_own(address):
+            self._named[address.participant] = handler
+            return
         self._handlers[str(address)] = handler
         if address.is_pool:
             self._handlers[str(self.instance(address))] = handler
             self._pools.append(address)
 
+    def check_free(self, address: Address, handler: Handler) -> None:
+        """Raise FabricError if another handler answers at `address`."""
+        if self._at(str(address)) not in (None, handler):
+            raise FabricError(
+                f"{address} is bound on this node already.", remedy="another name or address"
+            )
+
     def remove(self, address: Address) -> None:
         """Let nothing answer at `address`."""
+        if self.is_own(address):
+            self._named.pop(address.participant, None)
         self._handlers.pop(str(address), None)
         if address in self._pools:
             self._pools.remove(address)
@@ -46,6 +67,10 @@ class Bindings:
     def instance(self, address: Address) -> Address:
         """The address that only this node has: in a pool, this node's own one."""
         return address.member(self.node_id) if address.is_pool else address
+
+    def is_own(self, address: Address) -> bool:
+        """Whether `address` is at this node's own path, so that no sentinel needs to know it."""
+        return not address.host and address.path == self.path
 
     def announced(self) -> list[tuple[Address, Handler]]:
         """The addresses that a sentinel must know: a pool, but not this node's address in it."""
@@ -67,16 +92,22 @@ class Bindings:
         """The handler for a message, chosen by address or by capabilities."""
         if envelope.to is None:
             return self._with_capabilities(envelope.capabilities or ())
-        handler = self._handlers.get(envelope.to)
+        handler = self._at(envelope.to)
         if handler is None and self._pools:
             return self._in_pool(Address.parse(envelope.to))
         return handler
 
+    def _at(self, address: str) -> Handler | None:
+        handler = self._handlers.get(address)
+        if handler is None and self._named:
+            name, _, location = address.partition("@")
+            return self._named.get(name) if location == self.path else None
+        return handler
+
     def _with_capabilities(self, capabilities: Sequence[str]) -> Handler | None:
         wanted = set(capabilities)
-        able = (
-            handler for handler in self._handlers.values() if wanted <= set(handler.capabilities)
-        )
+        handlers = chain(self._handlers.values(), self._named.values())
+        able = (handler for handler in handlers if wanted <= set(handler.capabilities))
         return next(able, None) if wanted else None
 
     def _in_pool(self, address: Address) -> Handler | None:

@@ -6,16 +6,25 @@ because it forwards the bytes of a message unchanged.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Meta, Raw, Struct, field
 
 from strongroom.errors import ProtocolError
-from strongroom.messaging.address import new_id
+from strongroom.messaging.address import MAX_ADDRESS, new_id
 
 MAX_MESSAGE: Final = 256 * 1024
 """Largest message in bytes. Naylence's peers refuse to send or receive a larger one."""
+
+MAX_NAME: Final = 256
+"""Largest number of characters of an id, and of the name of a capability."""
+MAX_CAPABILITIES: Final = 64
+"""Largest number of capabilities of one address, and of those that a message asks for."""
+
+Name = Annotated[str, Meta(max_length=MAX_NAME)]
+Place = Annotated[str, Meta(max_length=MAX_ADDRESS)]
+Names = Annotated[list[Name], Meta(max_length=MAX_CAPABILITIES)]
 
 
 class ReplyType:
@@ -55,80 +64,79 @@ class _Frame(Struct, tag_field="type", rename="camel", omit_defaults=True, kw_on
 
 class _Ack(_Frame):
     ok: bool
-    code: str | None = None
+    code: Name | None = None
     reason: str | None = None
-    ref_id: str | None = None
+    ref_id: Name | None = None
 
 
 class NodeAttach(_Frame):
     """The first message of a child on a link."""
 
-    system_id: str
-    instance_id: str | None = None
-    origin_type: str | None = None
+    system_id: Name
+    instance_id: Name | None = None
+    origin_type: Name | None = None
     accepted_logicals: list[str] | None = None
-    capabilities: list[str] | None = None
 
 
 class NodeAttachAck(_Ack):
     """The sentinel's answer: the child's path, and the epoch during which its names are kept."""
 
-    target_system_id: str | None = None
-    assigned_path: str | None = None
-    target_physical_path: str | None = None
-    routing_epoch: str | None = None
+    target_system_id: Name | None = None
+    assigned_path: Place | None = None
+    target_physical_path: Place | None = None
+    routing_epoch: Name | None = None
 
 
 class AddressBind(_Frame):
     """Asks the sentinel to route `address` to the sender."""
 
-    address: str
+    address: Place
 
 
 class AddressBindAck(_Ack):
     """Answers AddressBind."""
 
-    address: str | None = None
+    address: Place | None = None
 
 
 class AddressUnbind(_Frame):
     """Asks the sentinel to stop routing `address` to the sender."""
 
-    address: str
+    address: Place
 
 
 class AddressUnbindAck(_Ack):
     """Answers AddressUnbind."""
 
-    address: str | None = None
+    address: Place | None = None
 
 
 class CapabilityAdvertise(_Frame):
     """Says that the agent at `address` has these capabilities."""
 
-    capabilities: list[str]
-    address: str
+    capabilities: Names
+    address: Place
 
 
 class CapabilityAdvertiseAck(_Ack):
     """Answers CapabilityAdvertise."""
 
-    capabilities: list[str] | None = None
-    address: str | None = None
+    capabilities: Names | None = None
+    address: Place | None = None
 
 
 class CapabilityWithdraw(_Frame):
     """Says that the agent at `address` no longer has these capabilities."""
 
-    capabilities: list[str]
-    address: str
+    capabilities: Names
+    address: Place
 
 
 class CapabilityWithdrawAck(_Ack):
     """Answers CapabilityWithdraw."""
 
-    capabilities: list[str] | None = None
-    address: str | None = None
+    capabilities: Names | None = None
+    address: Place | None = None
 
 
 class NodeHeartbeat(_Frame):
@@ -138,7 +146,7 @@ class NodeHeartbeat(_Frame):
 class NodeHeartbeatAck(_Ack):
     """Says that the sentinel is alive, and its routing epoch."""
 
-    routing_epoch: str | None = None
+    routing_epoch: Name | None = None
 
 
 class Data(_Frame):
@@ -154,8 +162,12 @@ class DeliveryAck(_Ack):
 class CreditUpdate(_Frame):
     """Allows the receiver to send `credits` more messages on the flow."""
 
-    flow_id: str
+    flow_id: Name
     credits: int
+
+
+class Unknown(_Frame):
+    """A frame of a type that we do not know."""
 
 
 Frame = (
@@ -174,6 +186,7 @@ Frame = (
     | Data
     | DeliveryAck
     | CreditUpdate
+    | Unknown
 )
 ControlAck = (
     NodeAttachAck
@@ -192,15 +205,15 @@ ROUTED: Final = (Data, DeliveryAck)
 class Envelope(Struct, rename="camel", omit_defaults=True, kw_only=True, gc=False):
     """A frame, with what is needed to route it and its answer."""
 
-    id: str = field(default_factory=new_id)
-    sid: str | None = None
-    trace_id: str | None = None
-    to: str | None = None
-    capabilities: list[str] | None = None
-    reply_to: str | None = None
+    id: Name = field(default_factory=new_id)
+    sid: Name | None = None
+    trace_id: Name | None = None
+    to: Place | None = None
+    capabilities: Names | None = None
+    reply_to: Place | None = None
     rtype: int = 0
-    corr_id: str | None = None
-    flow_id: str | None = None
+    corr_id: Name | None = None
+    flow_id: Name | None = None
     flow_flags: int = 0
     frame: Frame
 
@@ -209,21 +222,22 @@ class _FrameType(Struct):
     type: str
 
 
-class _Unknown(Struct):
+class _WithAnyFrame(Struct, rename="camel"):
     frame: _FrameType
+    flow_id: Name | None = None
 
 
 _KNOWN = frozenset(kind.__name__ for kind in Frame.__args__)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Envelope)
-_unknown_decoder = msgspec.json.Decoder(_Unknown)
+_type_decoder = msgspec.json.Decoder(_WithAnyFrame)
 
 encode = _encoder.encode
 """Encode an envelope as JSON bytes."""
 
 
-def decode(data: bytes) -> Envelope | None:
-    """Read an envelope. None means that its frame has an unknown type and is to be skipped.
+def decode(data: bytes) -> Envelope:
+    """Read an envelope. Of one whose frame has an unknown type, only the flow is read.
 
     Raises:
         ProtocolError: The bytes are not an envelope.
@@ -233,15 +247,19 @@ def decode(data: bytes) -> Envelope | None:
             data.decode()  # a string that is only passed on is not checked by the decoder
         return _decoder.decode(data)
     except msgspec.ValidationError as error:
-        if _is_unknown(data):
-            return None
-        raise ProtocolError(f"Not an envelope: {error}") from None
+        unknown = _with_unknown_frame(data)
+        if unknown is None:
+            raise ProtocolError(f"Not an envelope: {error}") from None
+        return unknown
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"Not an envelope: {error}") from None
 
 
-def _is_unknown(data: bytes) -> bool:
+def _with_unknown_frame(data: bytes) -> Envelope | None:
     try:
-        return _unknown_decoder.decode(data).frame.type not in _KNOWN
+        envelope = _type_decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError):
-        return False
+        return None
+    if envelope.frame.type in _KNOWN:
+        return None
+    return Envelope(flow_id=envelope.flow_id, frame=Unknown())

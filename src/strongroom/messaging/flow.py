@@ -45,8 +45,18 @@ class ChannelOwner(Protocol):
     ) -> None:
         """A message arrived: `envelope`, which was decoded from `data`."""
 
+    def on_malformed(self, channel: Channel, error: ProtocolError) -> None:
+        """A message cannot be used. Whether the link is closed is for the owner to say."""
+
     def on_channel_closed(self, channel: Channel, reason: str) -> None:
         """The link is gone. No more events follow."""
+
+
+class Waiting:
+    """The bytes of messages that wait for their receivers to read, in some channels together."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
 
 
 class _Outgoing:
@@ -74,14 +84,21 @@ class _Incoming:
 
 
 class Channel:
-    """A link whose messages are envelopes under flow control."""
+    """A link whose messages are envelopes under flow control.
 
-    def __init__(self, link: Link | Loopback, owner: ChannelOwner) -> None:
+    What waits in this channel is also counted in `waiting`, which channels may share.
+    """
+
+    def __init__(
+        self, link: Link | Loopback, owner: ChannelOwner, waiting: Waiting | None = None
+    ) -> None:
         self.link = link
         self.flow_id = new_id()
         self._owner = owner
         self._outgoing: dict[str, _Outgoing] = {}
         self._incoming: dict[str, _Incoming] = {}
+        self.waiting_bytes = 0
+        self._all_waiting = waiting or Waiting()
         self._held_bytes = 0
         self._is_paused = False
         self._is_closed = False
@@ -111,6 +128,7 @@ class Channel:
         else:
             check_size(data)
             flow.waiting.append((data, release))
+            self._count_waiting(len(data))
 
     async def send(self, flow_id: str, data: bytes, timeout: float | None = None) -> None:
         """Send, and return when the message has left.
@@ -160,6 +178,11 @@ class Channel:
         flow = self._outgoing.get(flow_id)
         if flow is not None and waiting in flow.waiting:
             flow.waiting.remove(waiting)
+            self._count_waiting(-len(waiting[0]))
+
+    def _count_waiting(self, size: int) -> None:
+        self.waiting_bytes += size
+        self._all_waiting.bytes += size
 
     def backlog(self, flow_id: str) -> int:
         """Number of messages on a flow that wait for credit."""
@@ -186,6 +209,7 @@ class Channel:
         if not (flow.waiting and flow.credits and self.link.writable):
             return False
         data, release = flow.waiting.popleft()
+        self._count_waiting(-len(data))
         flow.credits -= 1
         self._write(data)
         if release is not None:
@@ -200,20 +224,17 @@ class Channel:
     # --- receiving ---
 
     def on_message(self, data: bytes) -> None:
-        """(Receiver) Read a message, and close the link if it is not valid."""
+        """(Receiver) Read a message."""
         if self._shows:
             envelopes.debug("from %s: %s", self.link.name, data.decode(errors="replace"))
         try:
             envelope = decode(data)
-            if envelope is None:
-                log.warning("%s sent a frame of an unknown type, which was skipped", self.link.name)
-            elif type(envelope.frame) is CreditUpdate:
+            if type(envelope.frame) is CreditUpdate:
                 self._credited(envelope.frame)
             else:
                 self._owner.on_envelope(self, envelope, data, self._hold(envelope, len(data)))
         except ProtocolError as error:
-            log.warning("%s broke the protocol: %s", self.link.name, error)
-            self.link.close(1008, str(error))
+            self._owner.on_malformed(self, error)
 
     def on_closed(self, reason: str) -> None:
         """(Receiver) Release what waited, and pass the event on."""
@@ -224,6 +245,7 @@ class Channel:
                 _, release = flow.waiting.popleft()
                 if release is not None:
                     release()
+        self._count_waiting(-self.waiting_bytes)
         self._outgoing.clear()
         self._incoming.clear()
         self._owner.on_channel_closed(self, reason)

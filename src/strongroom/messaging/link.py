@@ -1,4 +1,6 @@
-"""A WebSocket connection that carries whole messages. No other module uses picows.
+"""A WebSocket connection that carries whole messages.
+
+picows is used here and in `listening.py`.
 
 A link never blocks its caller: `send` hands bytes to the socket, and `writable` says when to stop.
 `flow.Channel` obeys it.
@@ -16,10 +18,9 @@ from typing import Any, Protocol
 import picows
 from picows import WSCloseCode, WSFrame, WSMsgType, WSTransport
 
-from strongroom.errors import AttachFailed, AttachRefused, ListenFailed, MessageTooLarge
-from strongroom.messaging.address import is_node_id
+from strongroom.errors import AttachFailed, AttachRefused, MessageTooLarge
 from strongroom.messaging.envelope import MAX_MESSAGE
-from strongroom.settings import ATTACH_PATH, HEALTH_PATH
+from strongroom.settings import ATTACH_PATH
 
 SILENCE_SECONDS = 30.0
 """Seconds without a message after which we drop a link, as Naylence's peers do."""
@@ -29,20 +30,18 @@ CONNECT_SECONDS = 10.0
 MAX_FRAGMENTS = 1024
 MAX_UNSENT_BYTES = 16 * 1024 * 1024
 
-_DOWNSTREAM = f"{ATTACH_PATH}/"
-_ATTACH = ATTACH_PATH.removesuffix("downstream")
-
 # picows reports each connection here. What matters of it reaches our own log through `on_closed`.
 _picows_log = logging.getLogger("strongroom.picows")
 _picows_log.setLevel(logging.CRITICAL)
 
 
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "websocket_handshake_timeout": CONNECT_SECONDS,
     "logger_name": _picows_log,
     "enable_auto_ping": True,
     "auto_ping_idle_timeout": PING_SECONDS,
     "auto_ping_reply_timeout": PING_SECONDS,
+    "enable_auto_pong": False,  # it would answer a peer that never reads
     "max_frame_size": MAX_MESSAGE,
 }
 """What picows is asked for at both ends of a link."""
@@ -86,11 +85,15 @@ class Listener(Protocol):
 class Link(picows.WSListener):
     """One connection, from the upgrade to the end.
 
-    `receiver` takes its messages from the moment it is set; `flow.Channel` sets itself.
+    `receiver` takes its messages from the moment it is set; `flow.Channel` sets itself. `token` is
+    what the other end offered.
     """
 
-    def __init__(self, name: str, listener: Listener | None = None) -> None:
+    def __init__(
+        self, name: str, listener: Listener | None = None, token: str | None = None
+    ) -> None:
         self.name = name
+        self.token = token
         self.writable = True
         self.closed = asyncio.Event()
         self.receiver: Receiver | None = None
@@ -144,7 +147,8 @@ class Link(picows.WSListener):
             return
         self._reason = self._reason or reason
         self._send_batch()
-        transport.send_close(WSCloseCode(code), reason.encode()[:120])
+        shown = reason.encode(errors="replace")[:120].decode(errors="ignore")  # no half character
+        transport.send_close(WSCloseCode(code), shown)
         self._disconnect(transport)
 
     @property
@@ -155,6 +159,12 @@ class Link(picows.WSListener):
         transport = self._transport.underlying_transport
         peer, here = (transport.get_extra_info(name) for name in ("peername", "sockname"))
         return (peer[0], peer[1]), (here[0], here[1])
+
+    def admit(self) -> None:
+        """The peer has attached: the limits for strangers no longer hold."""
+        if self._transport is not None:
+            stranger: Any = self._transport.underlying_transport.get_protocol()
+            stranger.admit()
 
     def pause_reading(self) -> None:
         """Leave what the peer sends in the socket."""
@@ -210,6 +220,8 @@ class Link(picows.WSListener):
                 self._fragments.append(frame.get_payload_as_bytes())
         elif kind is WSMsgType.CONTINUATION:
             self._continue(frame)
+        elif kind is WSMsgType.PING and self.writable:  # else our answers would pile up
+            transport.send_pong(frame.get_payload_as_bytes())
 
     def _continue(self, frame: WSFrame) -> None:
         if not self._fragments:
@@ -353,7 +365,7 @@ async def dial(url: str, token: str | None = None) -> Link:
             lambda: Link(url),
             url,
             extra_headers=headers,
-            **_OPTIONS,
+            **OPTIONS,
             max_redirects=0,  # a redirect would carry the token elsewhere
         )
     except picows.WSInvalidStatusError as error:
@@ -368,58 +380,3 @@ async def dial(url: str, token: str | None = None) -> Link:
     if not isinstance(listener, Link):  # the connection was lost during the handshake
         raise AttachFailed(f"{url} closed the connection at once.", remedy="again, when it is up")
     return listener
-
-
-async def listen(host: str, port: int, listener: Listener) -> asyncio.Server:
-    """Accept the connections of children, and answer health checks.
-
-    Raises:
-        ListenFailed: The port is taken, or the host is not one of this machine.
-    """
-
-    def upgrade(request: picows.WSUpgradeRequest) -> Any:
-        path = request.path.decode("ascii", "replace").partition("?")[0]
-        refused = listener.refusal(request.headers)
-        if refused is not None:
-            return _refuse(refused)
-        if path == HEALTH_PATH:
-            return _answer(HTTPStatus.OK, listener.health())
-        child = path.removeprefix(_DOWNSTREAM)
-        if child == path or not is_node_id(child):
-            is_attach = path.startswith(_ATTACH)
-            return _refuse(HTTPStatus.FORBIDDEN if is_attach else HTTPStatus.NOT_FOUND)
-        protocols = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
-        offered = [name.strip() for name in protocols]
-        token = offered[1] if offered[0] == "bearer" and len(offered) > 1 else None
-        if not listener.has_token(token):
-            return _refuse(HTTPStatus.UNAUTHORIZED)
-        link = Link(child, listener)
-        chosen = {"Sec-WebSocket-Protocol": "bearer"} if offered[0] == "bearer" else None
-        response = picows.WSUpgradeResponse.create_101_response(chosen)
-        return picows.WSUpgradeResponseWithListener(response, link)
-
-    try:
-        return await picows.ws_create_server(
-            upgrade,
-            host,
-            port,
-            **_OPTIONS,
-        )
-    except OSError as error:
-        raise ListenFailed(
-            f"Cannot listen on {host} port {port}: {error.strerror or error}.",
-            remedy="another FAME_LISTENER_PORT, or stop what uses this one",
-        ) from error
-
-
-def _refuse(status: HTTPStatus) -> picows.WSUpgradeResponseWithListener:
-    return _answer(status, b'{"detail":"' + status.phrase.encode() + b'"}')
-
-
-def _answer(status: HTTPStatus, body: bytes) -> picows.WSUpgradeResponseWithListener:
-    headers = {"Content-Type": "application/json"}
-    if status is HTTPStatus.OK:
-        response = picows.WSUpgradeResponse.create_ok_response(body, headers)
-    else:
-        response = picows.WSUpgradeResponse.create_error_response(status, body, headers)
-    return picows.WSUpgradeResponseWithListener(response, None)

@@ -18,11 +18,16 @@ K = TypeVar("K", bound=Hashable)
 
 
 class ChildNames:
-    """The names of one child: each of its addresses, with what the agent there can do."""
+    """The names of one child: each of its addresses, with what the agent there can do.
+
+    `able` has the addresses for each capability, and `characters` is the length of all names.
+    """
 
     def __init__(self, system_id: str) -> None:
         self.system_id = system_id
         self.addresses: dict[str, dict[str, None]] = {}
+        self.able: dict[str, set[str]] = {}
+        self.characters = 0
         self.groups: set[_Group] = set()
         self.is_attached = False
 
@@ -123,7 +128,7 @@ class Routes:
         for address in child.addresses:
             waiting = self._owners.get(address, {})
             heir = next((each for each in waiting if self.children[each].is_attached), None)
-            if heir is not None and self._owner(address) == system_id:
+            if heir is not None and self.owner(address) == system_id:
                 self._prefer(address, heir)
         if not child.addresses:
             del self.children[system_id]
@@ -139,11 +144,11 @@ class Routes:
             InvalidAddress: It is not an address.
         """
         parsed, child = Address.parse(address), self.child(system_id)
-        owner = self._owner(address)
+        owner = self.owner(address)
         if owner not in {None, system_id} and self.children[str(owner)].is_attached:
             return owner
         is_new = address not in child.addresses
-        child.addresses.setdefault(address, {})
+        self._add_address(child, address)
         if not parsed.is_pool:
             self._prefer(address, system_id)
         elif is_new:
@@ -153,10 +158,10 @@ class Routes:
     def unbind(self, system_id: str, address: str) -> None:
         """Stop routing `address` to a child. It need not have been bound."""
         child = self.child(system_id)
-        for capability in child.addresses.get(address, ()):
-            _remove(self._able, capability, child)
+        self.withdraw(system_id, address, list(child.addresses.get(address, ())))
         if child.addresses.pop(address, None) is None:
             return
+        child.characters -= len(address)
         owners = self._owners.get(address, {})
         owners.pop(system_id, None)
         if not owners:
@@ -174,10 +179,12 @@ class Routes:
     def advertise(self, system_id: str, address: str, capabilities: Sequence[str]) -> None:
         """Add to what the agent at `address` on a child can do."""
         child = self.child(system_id)
-        known = child.addresses.setdefault(address, {})
+        known = self._add_address(child, address)
         for capability in dict.fromkeys(capabilities):
             if capability not in known:
                 known[capability] = None
+                child.able.setdefault(capability, set()).add(address)
+                child.characters += len(capability)
                 self._able.setdefault(capability, _Group()).add(child)
 
     def withdraw(self, system_id: str, address: str, capabilities: Sequence[str]) -> None:
@@ -187,9 +194,20 @@ class Routes:
         for capability in dict.fromkeys(capabilities):
             if capability in known:
                 del known[capability]
+                child.able[capability].discard(address)
+                if not child.able[capability]:
+                    del child.able[capability]
+                child.characters -= len(capability)
                 _remove(self._able, capability, child)
 
-    def _owner(self, address: str) -> str | None:
+    def _add_address(self, child: ChildNames, address: str) -> dict[str, None]:
+        if address not in child.addresses:
+            child.addresses[address] = {}
+            child.characters += len(address)
+        return child.addresses[address]
+
+    def owner(self, address: str) -> str | None:
+        """The id of the child that has an address, other than in a pool."""
         return next(iter(self._owners.get(address, ())), None)
 
     def _prefer(self, address: str, system_id: str) -> None:
@@ -228,7 +246,7 @@ class Routes:
         return child.system_id
 
     def _by_address(self, to: str, message_id: str) -> str | None:
-        owner = self._owner(to)
+        owner = self.owner(to)
         if owner is not None:
             return owner
         address = Address.parse(to)
@@ -253,8 +271,8 @@ class Routes:
             return None
         number, rarest = _number(message_id), min(groups, key=len)
         for system_id in rarest.from_position(number):
-            addresses = self.children[system_id].addresses.values()
-            if len(wanted) == 1 or any(wanted <= known.keys() for known in addresses):
+            able = self.children[system_id].able
+            if set.intersection(*(able.get(capability, set()) for capability in wanted)):
                 return system_id
         return None
 

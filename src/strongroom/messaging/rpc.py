@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from strongroom.errors import (
+    AgentError,
     Busy,
     CallError,
     CallInterrupted,
+    Conflict,
+    DuplicateTask,
     FabricError,
     InvalidArguments,
+    InvalidData,
+    InvalidTask,
     MessageTooLarge,
+    NoDataFound,
     NoRoute,
     OperationFailed,
+    PushNotificationNotSupported,
+    RateLimitExceeded,
     StreamStalled,
+    TaskFailed,
+    TaskNotCancelable,
+    TaskNotFound,
+    Unauthorized,
     UnknownOperation,
+    UnsupportedOperation,
 )
-from strongroom.messaging.envelope import DeliveryAck, NackCode
+from strongroom.messaging.envelope import DeliveryAck, NackCode, Name
 
 NULL = b"null"
 MAX_ERROR_CHARACTERS = 4000
@@ -33,7 +46,27 @@ _ERROR_CODES: dict[type[CallError], int] = {
     InvalidArguments: -32602,
     UnknownOperation: -32601,
 }
-_CODE_ERRORS = {code: kind for kind, code in _ERROR_CODES.items()}
+_AGENT_ERROR_CODES: dict[type[AgentError], int] = {
+    TaskFailed: -32000,
+    AgentError: -32000,
+    TaskNotFound: -32001,
+    TaskNotCancelable: -32002,
+    PushNotificationNotSupported: -32003,
+    UnsupportedOperation: -32004,
+    RateLimitExceeded: -32029,
+    Unauthorized: INVALID_REQUEST,
+    InvalidTask: -32602,
+    DuplicateTask: -32602,
+    NoDataFound: -32602,
+    Conflict: -32602,
+    InvalidData: -32602,
+}
+"""Errors that an agent may raise anywhere. Their class travels in `data`, as codes are shared."""
+_AGENT_ERRORS = {kind.__name__: kind for kind in _AGENT_ERROR_CODES}
+_CODE_ERRORS: dict[int, type[CallError]] = {
+    **{code: kind for kind, code in _AGENT_ERROR_CODES.items() if code != INVALID_REQUEST},
+    **{code: kind for kind, code in _ERROR_CODES.items()},
+}
 _NACK_ERRORS: dict[str | None, type[FabricError]] = {
     NackCode.NO_ROUTE: NoRoute,
     NackCode.CHILD_UNREACHABLE: NoRoute,
@@ -48,12 +81,15 @@ _NACK_ERRORS: dict[str | None, type[FabricError]] = {
 }
 
 
+Id = Name | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class Request(Struct, tag_field="jsonrpc", tag="2.0", gc=False):
     """A call."""
 
     method: str
     params: Raw = Raw(b"{}")
-    id: str | int | None = None
+    id: Id | None = None
 
 
 class ErrorDetail(Struct, omit_defaults=True, gc=False):
@@ -62,6 +98,14 @@ class ErrorDetail(Struct, omit_defaults=True, gc=False):
     code: int = 0
     message: str = ""
     data: Any = None
+
+    def kind(self) -> type[CallError]:
+        """The class of error that it is at the caller."""
+        name = self.data.get("type") if isinstance(self.data, dict) else None
+        named = _AGENT_ERRORS.get(name) if isinstance(name, str) else None
+        if named is not None and _AGENT_ERROR_CODES[named] == self.code:
+            return named
+        return _CODE_ERRORS.get(self.code, OperationFailed)
 
 
 class Response(Struct, tag_field="jsonrpc", tag="2.0", omit_defaults=True, gc=False):
@@ -81,7 +125,7 @@ class Response(Struct, tag_field="jsonrpc", tag="2.0", omit_defaults=True, gc=Fa
             CallError: The operation failed; the leaf says how.
         """
         if self.error is not None:
-            kind = _CODE_ERRORS.get(self.error.code, OperationFailed)
+            kind = self.error.kind()
             text = self.error.message
             if kind is OperationFailed and method and f"{method}()" not in text:
                 text = f"{method}() failed: {text}"
@@ -131,6 +175,10 @@ def describe(error: BaseException, method: str, *, has_begun: bool) -> ErrorDeta
         method: The operation's name, which stands in for a message that is missing.
         has_begun: The operation was running. If it was not, its arguments or its name were wrong.
     """
+    if isinstance(error, AgentError):
+        known = next(each for each in type(error).__mro__ if each in _AGENT_ERROR_CODES)
+        name = known.__name__
+        return ErrorDetail(_AGENT_ERROR_CODES[known], _cut(error.what), {"type": name})
     if not has_begun and isinstance(error, CallError):
         code = _ERROR_CODES.get(type(error), OPERATION_FAILED)
         return ErrorDetail(code, _cut(error.what), error.data)

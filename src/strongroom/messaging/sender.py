@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Protocol
 
-from strongroom.errors import FabricError, NoRoute
+from strongroom.errors import FabricError, NoRoute, ProtocolError
 from strongroom.messaging.address import REPLIES, SYSTEM, Address, new_id, source_id
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, encode
@@ -161,6 +161,10 @@ class Sender:
     ) -> None:
         """(ChannelOwner) A message from this node to itself."""
         self._events.on_message(envelope, release)
+
+    def on_malformed(self, _channel: Channel, error: ProtocolError) -> None:
+        """(ChannelOwner) One that this node sent to itself; its call ends at its deadline."""
+        log.warning("a message of this node to itself was dropped: %s", error)
 
     def on_channel_closed(self, _channel: Channel, _reason: str) -> None:
         """(ChannelOwner) The node is stopping."""

@@ -55,6 +55,6 @@ def read_message(text: str) -> tuple[Envelope, Data]:
         ProtocolError: It cannot be read.
     """
     envelope = decode(text.encode())
-    if envelope is None or not isinstance(envelope.frame, Data):
+    if not isinstance(envelope.frame, Data):
         raise ProtocolError("Not a message: it has no data")
     return envelope, envelope.frame

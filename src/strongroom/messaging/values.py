@@ -218,6 +218,8 @@ def _has_any(schema: Any) -> bool:
     """Whether a value of this core schema has a place for which it says no type."""
     if isinstance(schema, Mapping):
         kind = schema.get("type")
+        if not isinstance(kind, str):  # the fields of a model, one of which may be named "type"
+            return any(map(_has_any, schema.values()))
         if kind == "any" or (kind in _HOLDERS and _HOLDERS[kind] not in schema):
             return True
         return any(_has_any(value) for key, value in schema.items() if key != "metadata")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from strongroom.errors import CallError
+from strongroom.errors import CallError, ProtocolError
+from strongroom.messaging.address import new_id
 from strongroom.messaging.envelope import ROUTED, Data, Envelope, ReplyType
-from strongroom.messaging.flow import Channel, Release, ends_flow
+from strongroom.messaging.flow import Channel, Release, Waiting, ends_flow
 from strongroom.messaging.link import Link
 from strongroom.messaging.rpc import read_response
 
-ATTACH_SECONDS = 10.0
-MAX_CALLS_UNDER_WAY = 65536
+MAX_CALLS_UNDER_WAY = 8192
+"""Calls of one child that are remembered until they are answered."""
+
+log = logging.getLogger(__name__)
+
+CallKey = tuple[str, str]
+"""The `corrId` and `replyTo` of a call. No other child may use the same `replyTo`."""
 
 
 class ChildEvents(Protocol):
@@ -34,29 +40,27 @@ class CallUnderWay(NamedTuple):
     """What is needed to tell a caller that its call was cut off."""
 
     request_id: str
-    reply_to: str
     trace_id: str | None
     is_stream: bool
+    caller: ChildLink | None
 
 
 class ChildLink:
     """The link of one child, and the calls under way to it."""
 
-    def __init__(self, children: ChildEvents, link: Link) -> None:
+    def __init__(self, children: ChildEvents, link: Link, waiting: Waiting) -> None:
         self._children = children
         self.link = link
         self.system_id: str | None = None
-        self.under_way: dict[str, CallUnderWay] = {}
-        self.channel = Channel(link, self)
-        self._deadline = asyncio.get_running_loop().call_later(ATTACH_SECONDS, self._give_up)
+        self.under_way: dict[CallKey, CallUnderWay] = {}
+        self.channel = Channel(link, self, waiting)
+        self.nack_flow_id = new_id()
+        self._called: dict[CallKey, ChildLink] = {}
 
     def on_attached(self, system_id: str) -> None:
         """The handshake has succeeded."""
         self.system_id = system_id
-        self._deadline.cancel()
-
-    def _give_up(self) -> None:
-        self.link.close(1008, "no NodeAttach came")
+        self.link.admit()
 
     def on_envelope(
         self, _channel: Channel, envelope: Envelope, data: bytes, release: Release
@@ -68,31 +72,58 @@ class ChildLink:
             release()
             self._children.control(self, envelope)
 
+    def on_malformed(self, _channel: Channel, error: ProtocolError) -> None:
+        """(ChannelOwner) The child broke the protocol."""
+        log.warning("%s broke the protocol: %s", self.link.name, error)
+        self.link.close(1008, str(error))
+
     def on_channel_closed(self, _channel: Channel, reason: str) -> None:
         """(ChannelOwner) The child is gone."""
-        self._deadline.cancel()
         self._children.on_child_lost(self, reason)
 
-    def record_request(self, envelope: Envelope) -> None:
-        """Remember a message to this child, if it is a call."""
+    def record_request(self, envelope: Envelope, caller: ChildLink | None) -> None:
+        """Remember a message to this child, if it is a call. The sentinel's have no `caller`."""
         if not envelope.rtype & (ReplyType.REPLY | ReplyType.STREAM):
             return
         if envelope.corr_id is None or envelope.reply_to is None:
             return
-        if len(self.under_way) >= MAX_CALLS_UNDER_WAY:
-            del self.under_way[next(iter(self.under_way))]
+        key = (envelope.corr_id, envelope.reply_to)
         is_stream = bool(envelope.rtype & ReplyType.STREAM)
-        call = CallUnderWay(envelope.id, envelope.reply_to, envelope.trace_id, is_stream)
-        self.under_way[envelope.corr_id] = call
+        self.under_way[key] = CallUnderWay(envelope.id, envelope.trace_id, is_stream, caller)
+        if caller is not None:
+            caller.record_call(key, self)
+
+    def record_call(self, key: CallKey, callee: ChildLink) -> None:
+        """Remember to whom a call of this child went. Of too many, forget the oldest."""
+        before = self._called.pop(key, None)
+        if before is not None and before is not callee:
+            before.under_way.pop(key, None)
+        if len(self._called) >= MAX_CALLS_UNDER_WAY:
+            oldest = next(iter(self._called))
+            self._called.pop(oldest).under_way.pop(oldest, None)
+        self._called[key] = callee
 
     def record_answer(self, envelope: Envelope) -> None:
         """Forget the call that a message from this child ends."""
-        corr_id = envelope.corr_id or ""
-        call = self.under_way.get(corr_id)
-        if call is None or envelope.to != call.reply_to:
-            return
-        if not call.is_stream or _ends_stream(envelope):
-            del self.under_way[corr_id]
+        key = (envelope.corr_id or "", envelope.to or "")
+        call = self.under_way.get(key)
+        if call is not None and (not call.is_stream or _ends_stream(envelope)):
+            self._forget(key)
+
+    def interrupted(self) -> list[tuple[CallKey, CallUnderWay]]:
+        """The link is gone: forget the calls of this child, and return those to it."""
+        interrupted = list(self.under_way.items())
+        for key, _ in interrupted:
+            self._forget(key)
+        for key, callee in self._called.items():
+            callee.under_way.pop(key, None)
+        self._called.clear()
+        return interrupted
+
+    def _forget(self, key: CallKey) -> None:
+        caller = self.under_way.pop(key).caller
+        if caller is not None:
+            caller._called.pop(key, None)  # noqa: SLF001 - the same class
 
 
 def _ends_stream(envelope: Envelope) -> bool:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
-from pydantic import BaseModel
 
-from strongroom.admission.door import has_token, is_own_process, refusal_of_request
+from strongroom.admission.door import (
+    has_token,
+    is_own_process,
+    is_same_token,
+    refusal_of_request,
+    system_names_owners,
+)
 from strongroom.admission.handshake import check_may_listen, refusal
+from strongroom.admission.local_token import forget_token, make_token
 from strongroom.errors import FabricError, InvalidAddress, NoRoute, StreamStalled
-from strongroom.messaging.address import Address, is_address, new_id, source_id
+from strongroom.messaging.address import SYSTEM, Address, new_id, source_id
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.envelope import (
     AddressBind,
@@ -36,13 +41,15 @@ from strongroom.messaging.envelope import (
     NodeAttachAck,
     NodeHeartbeat,
     NodeHeartbeatAck,
+    encode,
 )
-from strongroom.messaging.flow import Channel, Release, ends_flow
-from strongroom.messaging.link import Link, listen
-from strongroom.messaging.routes import ChildNames, Routes
+from strongroom.messaging.flow import Channel, Release, Waiting, ends_flow
+from strongroom.messaging.link import Link
+from strongroom.messaging.listening import Port, listen
 from strongroom.messaging.sender import NodeEvents, WayOut
 from strongroom.nodes.background import BackgroundTasks
-from strongroom.nodes.child_link import CallUnderWay, ChildLink
+from strongroom.nodes.child_link import ChildLink
+from strongroom.nodes.names import NameFrame, Names, Route, stored
 from strongroom.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,18 +61,12 @@ RETURN_SECONDS = 10.0
 PROBE_SECONDS = 2.0
 """Seconds for which we wait for the old link of a node that attaches again."""
 MAX_CHILDREN = 4096
-ROUTE_LIFETIME = timedelta(days=7)
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+"""Bytes that wait for one child to read, above which more are refused."""
+MAX_ALL_WAITING_BYTES = 256 * 1024 * 1024
+"""The same for all children: above it, those for whom more than their share waits get no more."""
 
 log = logging.getLogger(__name__)
-
-
-class Route(BaseModel):
-    """What a sentinel stores about a child."""
-
-    system_id: str
-    path: str
-    addresses: dict[str, list[str]]
-    expires: datetime
 
 
 class _Waiting(NamedTuple):
@@ -75,10 +76,6 @@ class _Waiting(NamedTuple):
     envelope: Envelope
     data: bytes
     release: Release
-
-
-def _stored(child: ChildNames) -> dict[str, list[str]]:
-    return {address: list(known) for address, known in child.addresses.items()}
 
 
 class Children(WayOut):
@@ -97,19 +94,20 @@ class Children(WayOut):
         self._settings = settings
         self._bindings = bindings
         self._events = events
-        self._store = store
         self._admits_all = bool(settings.admission_token or settings.security_profile == "open")
+        self._local_token: str | None = None
         self._epoch = new_id()
         self._attached: dict[str, ChildLink] = {}
-        self._routes = Routes(bindings.path)
+        self._names = Names(bindings.path, store)
+        self._waiting = Waiting()
         self._tasks = BackgroundTasks("a change of children or their routes failed")
-        self._server: asyncio.Server | None = None
+        self._listening: Port | None = None
         self._loop = asyncio.get_running_loop()
         self._started = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self._returning: dict[str, list[_Waiting]] = {}
+        self._returning_bytes = 0
         self._returned: set[str] = set()
-        self._away: dict[str, float] = {}
 
     @classmethod
     async def open(
@@ -127,7 +125,7 @@ class Children(WayOut):
 
     def channel_to(self, envelope: Envelope) -> Channel:
         child = self._find(envelope)
-        child.record_request(envelope)
+        child.record_request(envelope, None)
         return child.channel
 
     def may_return(self) -> bool:
@@ -139,18 +137,22 @@ class Children(WayOut):
         Raises:
             ListenFailed: The port is taken, or the host is not one of this machine.
         """
-        await self._load_routes()
+        await self._names.load()
         host, port = self._settings.listener_host, self._settings.listener_port
-        self._server = await listen(host, port, self)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listening = await listen(host, port, self)
+        self.port = self._listening.number
+        if not (self._admits_all or system_names_owners()):
+            self._local_token = make_token(self.port)
         self._started = self._loop.time()
         self._timer = self._loop.call_later(RETURN_SECONDS, self._stop_waiting)
         log.info("%s listens on %s port %d", self._bindings.path, host, self.port)
 
     async def stop(self) -> None:
         """Close the listener and all links, and finish what is being stored."""
-        if self._server is not None:
-            self._server.close()
+        if self._listening is not None:
+            self._listening.close()
+        if self._local_token is not None:
+            forget_token(self.port)
         if self._timer is not None:
             self._timer.cancel()
         links = [child.link for child in self.links]
@@ -160,12 +162,16 @@ class Children(WayOut):
         await self._tasks.finish()
 
     def describe(self) -> dict[str, Any]:
-        """The port, and each child with its addresses."""
+        """The port, each child with its addresses, and what is held for all of them."""
         nodes = [
-            {"id": each.system_id, "attached": each.is_attached, "addresses": _stored(each)}
-            for each in self._routes.children.values()
+            {"id": each.system_id, "attached": each.is_attached, "addresses": stored(each)}
+            for each in self._names.routes.children.values()
         ]
-        return {"port": self.port, "nodes": nodes}
+        held = {
+            "waiting_bytes": self._waiting.bytes,
+            "calls_under_way": sum(len(child.under_way) for child in self.links),
+        }
+        return {"port": self.port, "nodes": nodes, "held": held}
 
     # --- Listener ---
 
@@ -179,14 +185,18 @@ class Children(WayOut):
 
     def on_link(self, link: Link) -> None:
         """(Listener) A child has connected; it attaches with its first message."""
-        if not (self._admits_all or link.ends is None or is_own_process(*link.ends)):
+        if not self._may_stay(link):
             log.warning("%s was refused: its process is another user's", link.name)
             link.close(1008, "processes of other users need FAME_ADMISSION_TOKEN")
             return
-        if len(self.links) >= MAX_CHILDREN:
-            link.close(1013, f"there are {MAX_CHILDREN} children already")
-            return
-        self.links.add(ChildLink(self, link))
+        self.links.add(ChildLink(self, link, self._waiting))
+
+    def _may_stay(self, link: Link) -> bool:
+        if self._admits_all or link.ends is None:
+            return True
+        if self._local_token is not None:
+            return is_same_token(link.token, self._local_token)
+        return is_own_process(*link.ends)
 
     def health(self) -> bytes:
         """(Listener) The answer to a health check."""
@@ -202,20 +212,28 @@ class Children(WayOut):
         elif child.system_id is None:
             child.link.close(1008, "the first message is NodeAttach")
         elif isinstance(frame, NodeHeartbeat):
-            self._answer(child, request, NodeHeartbeatAck(ok=True, routing_epoch=self._epoch))
+            if child.link.writable:  # a child that does not read gets no answer
+                self._answer(child, request, NodeHeartbeatAck(ok=True, routing_epoch=self._epoch))
+        elif isinstance(frame, NameFrame):
+            self._change_names(child, child.system_id, request, frame)
         else:
-            self._change_names(child, child.system_id, request)
+            log.info("%s sent %s, which is not for us", child.system_id, type(frame).__name__)
 
     def _attach(self, child: ChildLink, request: Envelope, frame: NodeAttach) -> None:
         reason = refusal(frame, child.link.name, self._bindings.node_id)
         if reason is None and child.system_id is not None:
             reason = "The link is attached already"
+        if reason is None and self._is_full(frame.system_id):
+            reason = f"There are {MAX_CHILDREN} children already"
         if reason is not None:
             self._refuse_child(child, request, reason)
         elif frame.system_id not in self._attached:
             self._admit(child, request, frame.system_id)
         else:
             self._tasks.start(self._admit_again(child, request, frame.system_id))
+
+    def _is_full(self, system_id: str) -> bool:
+        return len(self._attached) >= MAX_CHILDREN and system_id not in self._attached
 
     async def _admit_again(self, child: ChildLink, request: Envelope, system_id: str) -> None:
         """Let a node return whose old link is dead, but no second node under the same id."""
@@ -239,62 +257,34 @@ class Children(WayOut):
             return
         self._attached[system_id] = child
         child.on_attached(system_id)
-        self._routes.attach(system_id)
+        self._names.attach(system_id)
         ack = NodeAttachAck(
             ok=True,
             target_system_id=self._bindings.node_id,
-            assigned_path=self._path_of(system_id),
+            assigned_path=self._names.path_of(system_id),
             target_physical_path=self._bindings.path,
             routing_epoch=self._epoch,
         )
         self._answer(child, request, ack)
-        self._away.pop(system_id, None)
         self._returned.add(system_id)
         self._route_waiting(system_id, None)
         log.info("%s attached", system_id)
 
-    def _change_names(self, child: ChildLink, system_id: str, request: Envelope) -> None:
-        frame, routes = request.frame, self._routes
-        ack: ControlAck
-        match frame:
-            case AddressBind(address=address):
-                reason = self._bind(system_id, address)
-                ack = AddressBindAck(ok=reason is None, address=address, reason=reason)
-                if reason is not None:
-                    log.warning("%s may not bind %s: %s", system_id, address, reason)
-                    self._answer(child, request, ack)
-                    return
-            case AddressUnbind(address=address):
-                routes.unbind(system_id, address)
-                ack = AddressUnbindAck(ok=True, address=address)
-            case CapabilityAdvertise(address=address, capabilities=capabilities):
-                routes.advertise(system_id, address, capabilities)
-                ack = CapabilityAdvertiseAck(ok=True, address=address, capabilities=capabilities)
-            case CapabilityWithdraw(address=address, capabilities=capabilities):
-                routes.withdraw(system_id, address, capabilities)
-                ack = CapabilityWithdrawAck(ok=True, address=address, capabilities=capabilities)
-            case _:
-                log.info("%s sent %s, which is not for us", system_id, type(frame).__name__)
-                return
-        self._tasks.start(self._store_and_answer(child, system_id, request, ack))
+    def _change_names(
+        self, child: ChildLink, system_id: str, request: Envelope, frame: NameFrame
+    ) -> None:
+        reason = self._names.change(system_id, frame)
+        ack = _ack(frame, reason)
+        if reason is None:
+            self._tasks.start(self._keep_and_answer(child, system_id, request, ack))
+        else:
+            log.warning("%s: %s was refused: %s", system_id, type(frame).__name__, reason)
+            self._answer(child, request, ack)
 
-    def _bind(self, system_id: str, address: str) -> str | None:
-        """Bind an address to a child; returns why that is refused, None if it is not."""
-        if not is_address(address):
-            return "This is not an address"
-        owner = self._routes.bind(system_id, address)
-        return None if owner is None else f"{owner} has this address, and is attached"
-
-    async def _store_and_answer(
+    async def _keep_and_answer(
         self, child: ChildLink, system_id: str, request: Envelope, ack: ControlAck
     ) -> None:
-        route = Route(
-            system_id=system_id,
-            path=self._path_of(system_id),
-            addresses=_stored(self._routes.child(system_id)),
-            expires=datetime.now(UTC) + ROUTE_LIFETIME,
-        )
-        await self._store.set(system_id, route)
+        await self._names.keep(system_id)
         self._answer(child, request, ack)
         if isinstance(ack, AddressBindAck):
             self._route_waiting(system_id, ack.address)
@@ -310,30 +300,6 @@ class Children(WayOut):
             )
         )
 
-    async def _load_routes(self) -> None:
-        for system_id, route in (await self._store.list()).items():
-            if route.expires < datetime.now(UTC):
-                await self._store.delete(system_id)
-                continue
-            self._away[system_id] = self._loop.time()
-            for address, capabilities in route.addresses.items():
-                self._routes.bind(system_id, address)
-                self._routes.advertise(system_id, address, capabilities)
-
-    def _forget_long_gone(self) -> None:
-        oldest = self._loop.time() - ROUTE_LIFETIME.total_seconds()
-        while self._away:
-            system_id, left = next(iter(self._away.items()))
-            if left > oldest:
-                break
-            del self._away[system_id]
-            if system_id in self._routes.children:
-                self._routes.forget(system_id)
-                self._tasks.start(self._store.delete(system_id))
-
-    def _path_of(self, system_id: str) -> str:
-        return f"{self._bindings.path}/{system_id}"
-
     def on_child_lost(self, child: ChildLink, reason: str) -> None:
         """A link is gone: tell every caller that waits for an answer over it."""
         self.links.discard(child)
@@ -341,14 +307,14 @@ class Children(WayOut):
             return
         if self._attached.get(child.system_id) is child:
             del self._attached[child.system_id]
-            self._routes.left(child.system_id)
-            self._away[child.system_id] = self._loop.time()
-            self._forget_long_gone()
+            self._names.left(child.system_id)
+            self._tasks.start(self._names.forget_long_gone())
             log.info("%s is gone: %s", child.system_id, reason)
-        for corr_id, call in child.under_way.items():
-            text = f"The node that ran the call is gone, and it may have run: {reason}."
-            self._nack(call, corr_id, NackCode.CALL_INTERRUPTED, text)
-        child.under_way.clear()
+        text = f"The node that ran the call is gone, and it may have run: {reason}."
+        for (corr_id, reply_to), call in child.interrupted():
+            nack = _nack(reply_to, corr_id, call.request_id, NackCode.CALL_INTERRUPTED, text)
+            nack.trace_id = call.trace_id
+            self._events.on_undelivered(nack)
 
     # --- messages from children ---
 
@@ -356,43 +322,59 @@ class Children(WayOut):
         """Forward a message unchanged, or hand it to the sentinel's own node."""
         source.record_answer(envelope)
         try:
+            self._check_reply_to(source, envelope)
             if self._bindings.is_here(envelope):
                 self._events.on_message(envelope, release)
                 return
             child = self._find(envelope)
             if child is source:  # it sent this to us because it does not have the address
                 raise NoRoute(f"Unroutable to {envelope.to}", code=NackCode.NO_ROUTE)
+            self._check_room(child)
             flow_id = envelope.flow_id or ""
             child.channel.enqueue(flow_id, data, release)
         except (NoRoute, InvalidAddress, StreamStalled) as error:
-            if not self._wait_for_return(_Waiting(source, envelope, data, release), error):
-                release()
-                self._refuse(envelope, error)
+            message = _Waiting(source, envelope, data, release)
+            if not self._wait_for_return(message, error):
+                self._refuse(message, error)
             return
-        child.record_request(envelope)
+        child.record_request(envelope, source)
         if ends_flow(envelope):
             child.channel.end_flow(flow_id)
+
+    def _check_reply_to(self, source: ChildLink, envelope: Envelope) -> None:
+        """Answers must not go to a node that did not ask."""
+        reply_to, system_id = envelope.reply_to, source.system_id
+        if reply_to is not None and not self._names.leads_to(system_id or "", reply_to):
+            raise InvalidAddress("The replyTo of the message is not an address of its sender.")
+
+    def _check_room(self, child: ChildLink) -> None:
+        limit = MAX_WAITING_BYTES
+        if self._waiting.bytes > MAX_ALL_WAITING_BYTES:
+            limit = min(limit, MAX_ALL_WAITING_BYTES // len(self._attached))
+        if child.channel.waiting_bytes > limit:
+            raise StreamStalled(f"{child.system_id} does not read what others send to it.")
 
     def _wait_for_return(self, message: _Waiting, error: FabricError) -> bool:
         """Keep a message for a child that has not attached since the restart, but may soon.
 
-        The credit of their senders bounds these messages.
+        All that wait in the seconds after the start together have MAX_WAITING_BYTES.
         """
         is_away = isinstance(error, NoRoute) and error.code == NackCode.CHILD_UNREACHABLE
         if not (is_away and self.may_return()):
             return False
         envelope = message.envelope
-        system_id = self._routes.find(
+        system_id = self._names.routes.find(
             envelope.to, envelope.capabilities, envelope.id, even_if_away=True
         )
-        if system_id in self._returned:
+        if system_id in self._returned or self._returning_bytes > MAX_WAITING_BYTES:
             return False
+        self._returning_bytes += len(message.data)
         self._returning.setdefault(system_id, []).append(message)
         return True
 
     def _route_waiting(self, system_id: str, bound: str | None) -> None:
         """Forward what waited for a child and can be delivered, now that it has bound `bound`."""
-        others = self._routes.child(system_id).addresses.keys() - {bound}
+        others = self._names.routes.child(system_id).addresses.keys() - {bound}
         for message in self._returning.pop(system_id, []):
             to = message.envelope.to
             is_early = to in others or bound is None
@@ -407,23 +389,50 @@ class Children(WayOut):
             self.route(*message)
 
     def _find(self, envelope: Envelope) -> ChildLink:
-        system_id = self._routes.find(envelope.to, envelope.capabilities, envelope.id)
+        system_id = self._names.routes.find(envelope.to, envelope.capabilities, envelope.id)
         return self._attached[system_id]
 
-    def _refuse(self, envelope: Envelope, error: FabricError) -> None:
-        if envelope.reply_to and envelope.corr_id:
-            call = CallUnderWay(envelope.id, envelope.reply_to, envelope.trace_id, is_stream=False)
-            code = error.code if isinstance(error, NoRoute) else None
-            if isinstance(error, StreamStalled):
-                code = NackCode.STREAM_STALLED
-            self._nack(call, envelope.corr_id, str(code or NackCode.NO_ROUTE), str(error))
+    def _refuse(self, message: _Waiting, error: FabricError) -> None:
+        """Tell the child that sent a message why it was not delivered.
 
-    def _nack(self, call: CallUnderWay, corr_id: str, code: str, reason: str) -> None:
-        nack = Envelope(
-            trace_id=call.trace_id,
-            to=call.reply_to,
-            corr_id=corr_id,
-            flow_flags=FlowFlag.RESET,
-            frame=DeliveryAck(ok=False, code=code, reason=reason, ref_id=call.request_id),
-        )
-        self._events.on_undelivered(nack)
+        Its credit comes back when the nack has left, so that no more nacks wait than messages.
+        """
+        source, envelope = message.source, message.envelope
+        if not (envelope.reply_to and envelope.corr_id):
+            message.release()
+            return
+        code = error.code if isinstance(error, NoRoute) else None
+        if isinstance(error, StreamStalled):
+            code = NackCode.STREAM_STALLED
+        to, system_id = envelope.reply_to, source.system_id or ""
+        if not self._names.leads_to(system_id, to):
+            to = f"{SYSTEM}@{self._names.path_of(system_id)}"
+        nack = _nack(to, envelope.corr_id, envelope.id, str(code or NackCode.NO_ROUTE), str(error))
+        nack.trace_id, nack.flow_id = envelope.trace_id, source.nack_flow_id
+        nack.sid = source_id(self._bindings.path)
+        try:
+            source.channel.enqueue(source.nack_flow_id, encode(nack), message.release)
+        except StreamStalled:
+            message.release()
+
+
+def _ack(frame: NameFrame, reason: str | None) -> ControlAck:
+    is_ok, address = reason is None, frame.address
+    match frame:
+        case AddressBind():
+            return AddressBindAck(ok=is_ok, address=address, reason=reason)
+        case AddressUnbind():
+            return AddressUnbindAck(ok=is_ok, address=address, reason=reason)
+        case CapabilityAdvertise(capabilities=names):
+            return CapabilityAdvertiseAck(
+                ok=is_ok, address=address, capabilities=names, reason=reason
+            )
+        case CapabilityWithdraw(capabilities=names):
+            return CapabilityWithdrawAck(
+                ok=is_ok, address=address, capabilities=names, reason=reason
+            )
+
+
+def _nack(to: str, corr_id: str, request_id: str, code: str, reason: str) -> Envelope:
+    ack = DeliveryAck(ok=False, code=code, reason=reason, ref_id=request_id)
+    return Envelope(to=to, corr_id=corr_id, flow_flags=FlowFlag.RESET, frame=ack)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Self
 from weakref import WeakSet
 
 from strongroom.errors import FabricError, NoFabric
 from strongroom.nodes.node import Node
+from strongroom.root_config import RootConfig
 from strongroom.settings import Settings
 
 _entered: ContextVar[tuple[Fabric, ...]] = ContextVar("strongroom_fabrics", default=())
@@ -35,9 +37,21 @@ class Fabric(Node):
         return fabrics[-1]
 
     @classmethod
-    def create(cls, settings: Settings | None = None) -> Self:
+    def create(cls, settings: Settings | None = None, *, root_config: RootConfig = None) -> Self:
         """A fabric to enter (Naylence's name for `Fabric()`)."""
-        return cls(settings)
+        return cls(settings, root_config=root_config)
+
+    @classmethod
+    def get_or_create(
+        cls, settings: Settings | None = None, *, root_config: RootConfig = None
+    ) -> AbstractAsyncContextManager[Fabric]:
+        """The current fabric, which stays open after the block, or else a new one.
+
+        >>> async with Fabric.get_or_create() as fabric:
+        ...     await fabric.serve(agent)
+        """
+        fabrics = _open_ones()
+        return nullcontext(fabrics[-1]) if fabrics else cls(settings, root_config=root_config)
 
     async def __aenter__(self) -> Self:
         if self in _open:

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from msgspec import Raw
 
 from strongroom.errors import InvalidArguments, NotStarted
-from strongroom.messaging.address import REPLIES, Address
+from strongroom.messaging.address import REPLIES, Address, FameAddress
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.calls import OutgoingCalls
 from strongroom.messaging.delivery import AtMostOnce, Work
@@ -25,6 +25,7 @@ from strongroom.nodes.at_least_once import AtLeastOnce
 from strongroom.nodes.held import HOLD_SECONDS, HeldMessages
 from strongroom.nodes.identity import NodeStores
 from strongroom.nodes.uplink import Uplink
+from strongroom.root_config import RootConfig, node_settings
 from strongroom.settings import Settings
 from strongroom.storage.provider import StorageProvider, open_provider
 
@@ -35,6 +36,10 @@ log = logging.getLogger(__name__)
 
 class Resident(Handler, Protocol):
     """A handler with a life: it starts before its address is bound, and ends before the node."""
+
+    @property
+    def name(self) -> str:
+        """The name under which it is served if no other is given."""
 
     async def begin(self, node: Node, address: str) -> None:
         """Get ready. The node's storage is open."""
@@ -72,15 +77,24 @@ class Node:
 
     Args:
         settings: Its settings, if not those of the environment.
+        root_config: Its settings in Naylence's form: see `root_config.py`.
         storage: An open provider, if not that of the settings. The node does not close it.
     """
 
+    always_listens: ClassVar[bool] = False
+    """Whether nodes of this class are sentinels, whatever their settings say."""
+
     def __init__(
-        self, settings: Settings | None = None, *, storage: StorageProvider | None = None
+        self,
+        settings: Settings | None = None,
+        *,
+        root_config: RootConfig = None,
+        storage: StorageProvider | None = None,
     ) -> None:
         self._settings = settings
+        self._root_config = root_config
         self._given_storage = storage
-        self._residents: list[Resident] = []
+        self._residents: dict[Address, Resident] = {}
         self._exit_stack = AsyncExitStack()
         self._started: _Running | None = None
 
@@ -134,7 +148,7 @@ class Node:
             StorageError: The storage cannot be used.
             AttachFailed: The sentinel cannot be reached.
         """
-        settings = self._settings or Settings.from_environment()
+        settings = self._settings or node_settings(self._root_config)
         show_envelopes(settings)
         async with AsyncExitStack() as opening:
             opening.callback(self._forget)
@@ -179,9 +193,13 @@ class Node:
         )
 
     async def _open_way_out(
-        self, settings: Settings, bindings: Bindings, _storage: StorageProvider
+        self, settings: Settings, bindings: Bindings, storage: StorageProvider
     ) -> WayOut:
-        """Where messages go that are not for this node. A sentinel has children instead."""
+        """Where messages go that are not for this node."""
+        if settings.is_sentinel or self.always_listens:
+            from strongroom.nodes.children import Children  # noqa: PLC0415 - only here needed
+
+            return await Children.open(settings, bindings, self, storage)
         if settings.admission_url is None:
             return WayOut()
         return Uplink(settings, bindings, self)
@@ -199,11 +217,8 @@ class Node:
 
     async def _end_residents(self) -> None:
         while self._residents:
-            resident = self._residents.pop()
-            try:
-                await resident.end()
-            except Exception:
-                log.exception("%s raised while it was stopped", type(resident).__name__)
+            _, resident = self._residents.popitem()
+            await _end(resident)
 
     def _forget(self) -> None:
         self._started = None
@@ -225,15 +240,44 @@ class Node:
 
     # --- names ---
 
-    async def serve(self, agent: Servable, address: str) -> None:
-        """Start an agent, then bind its address."""
-        Address.parse(address)
-        resident = agent.__resident__()
-        await resident.begin(self, address)
-        self._residents.append(resident)
-        await self.bind(address, resident)
+    async def serve(self, service: Servable, service_name: str | None = None) -> FameAddress:
+        """Start an agent, then bind its address.
+
+        >>> address = await node.serve(agent)
+        >>> assert address == f"storage_agent@{node.path}"
+
+        Args:
+            service: The agent.
+            service_name: Its address; or a name, to be served at this node's own path. By default
+                the agent's name.
+
+        Returns:
+            The address at which it can be called.
+
+        Raises:
+            InvalidAddress: The address or name cannot be one.
+            FabricError: The address is bound on this node already.
+        """
+        resident = service.__resident__()
+        name = service_name or resident.name
+        address = FameAddress(name if "@" in name else f"{name}@{self.path}")
+        bound = self._shared(Address.parse(address))
+        self._running.bindings.check_free(bound, resident)
+        await resident.begin(self, str(address))
+        self._residents[bound] = resident
+        try:
+            await self.bind(str(bound), resident)
+        except BaseException:
+            await _end(self._residents.pop(bound))
+            raise
         if type(self._running.sender.way_out) is WayOut:
             log.info("only this process can call %s: FAME_DIRECT_ADMISSION_URL is not set", address)
+        return address
+
+    def _shared(self, address: Address) -> Address:
+        """The pool of an address, if this node is to share names of its host with others."""
+        pool = f"*.{address.host}"
+        return address._replace(host=pool) if pool in self.settings.requested_logicals else address
 
     async def bind(self, address: str, handler: Handler) -> None:
         """Let `handler` answer at `address`.
@@ -246,21 +290,27 @@ class Node:
         running, parsed = self._running, Address.parse(address)
         running.bindings.add(parsed, handler)
         try:
-            await running.sender.way_out.announce(parsed, list(handler.capabilities))
+            if not running.bindings.is_own(parsed):  # which the sentinel finds by its path
+                await running.sender.way_out.announce(parsed, list(handler.capabilities))
         except BaseException:
             running.bindings.remove(parsed)
             raise
-        await running.stores.add_binding(address, list(handler.capabilities))
+        if not running.bindings.is_own(parsed):
+            await running.stores.add_binding(address, list(handler.capabilities))
         for message in running.held.pop(str(parsed)):
             self._deliver(*message)
         running.delivery.resume(running.incoming)
 
     async def unbind(self, address: str) -> None:
-        """Stop answering at `address`."""
-        running, parsed = self._running, Address.parse(address)
+        """Stop answering at `address`, and stop the agent that was served there."""
+        running, parsed = self._running, self._shared(Address.parse(address))
         running.bindings.remove(parsed)
-        await running.stores.remove_binding(address)
-        await running.sender.way_out.withdraw(parsed)
+        if not running.bindings.is_own(parsed):
+            await running.stores.remove_binding(str(parsed))
+            await running.sender.way_out.withdraw(parsed)
+        resident = self._residents.pop(parsed, None)
+        if resident is not None:
+            await _end(resident)
 
     async def send_message(self, address: str, message: Any) -> None:
         """Send a plain message, any JSON value, to the agent at `address`.
@@ -278,7 +328,7 @@ class Node:
                 f"The message to {address} cannot be sent: {listed(error.problems)}.",
                 data=error.problems[:MAX_PROBLEMS],
             ) from None
-        await self._running.delivery.send(Envelope(to=address, frame=Data(payload=payload)))
+        await self._running.delivery.send(Envelope(to=str(address), frame=Data(payload=payload)))
 
     async def redeliver(self) -> None:
         """Take up stored messages that are not under way, such as those an operator retries."""
@@ -332,6 +382,13 @@ class Node:
     def _refuse_held(self) -> None:
         for message in self._running.held.pop_all():
             self._deliver(*message)
+
+
+async def _end(resident: Resident) -> None:
+    try:
+        await resident.end()
+    except Exception:
+        log.exception("%s raised while it was stopped", type(resident).__name__)
 
 
 async def _delivery(settings: Settings, sender: Sender, storage: StorageProvider) -> AtMostOnce:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from strongroom.errors import NotStarted
-from strongroom.messaging.bindings import Bindings
-from strongroom.messaging.sender import WayOut
+from typing import ClassVar, cast
+
 from strongroom.nodes.children import Children
 from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.process import run_until_stopped
-from strongroom.settings import Settings
-from strongroom.storage.provider import StorageProvider
+from strongroom.root_config import RootConfig
 
 
 class Sentinel(Fabric):
@@ -18,14 +16,10 @@ class Sentinel(Fabric):
     >>> async with Sentinel(Settings(listener_port=0)) as sentinel:
     ...     print(f"listens on port {sentinel.port}")
 
-    `asyncio.run(Sentinel().aserve())` runs one until SIGTERM or SIGINT.
+    `asyncio.run(Sentinel.aserve())` runs one until SIGTERM or SIGINT.
     """
 
-    def __init__(
-        self, settings: Settings | None = None, *, storage: StorageProvider | None = None
-    ) -> None:
-        super().__init__(settings, storage=storage)
-        self._children: Children | None = None
+    always_listens: ClassVar[bool] = True
 
     @property
     def children(self) -> Children:
@@ -34,24 +28,25 @@ class Sentinel(Fabric):
         Raises:
             NotStarted: The sentinel has not started.
         """
-        if self._children is None:
-            raise NotStarted("The sentinel has not started.", remedy="async with Sentinel():")
-        return self._children
+        return cast("Children", self._running.sender.way_out)
 
     @property
     def port(self) -> int:
         """The port on which this sentinel listens."""
         return self.children.port
 
-    async def aserve(self, *, log_level: str | int | None = None) -> None:
-        """Run this sentinel until SIGTERM or SIGINT.
+    async def aserve(
+        *itself: Sentinel,  # none if it is called on the class
+        root_config: RootConfig = None,
+        log_level: str | int | None = None,
+    ) -> None:
+        """Run this sentinel until SIGTERM or SIGINT; called on the class, a new one.
 
         A StrongroomError ends the process with one line and the error's exit status.
-        """
-        await run_until_stopped(self, log_level)
 
-    async def _open_way_out(
-        self, settings: Settings, bindings: Bindings, storage: StorageProvider
-    ) -> WayOut:
-        self._children = await Children.open(settings, bindings, self, storage)
-        return self._children
+        Args:
+            root_config: The new sentinel's settings in Naylence's form.
+            log_level: The level of the logger `strongroom`.
+        """
+        sentinel = itself[0] if itself else Sentinel(root_config=root_config)
+        await run_until_stopped(sentinel, log_level)

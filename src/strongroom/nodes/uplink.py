@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from strongroom.admission.handshake import attach_request, membership
-from strongroom.errors import AttachFailed, AttachRefused
+from strongroom.admission.local_token import find_token
+from strongroom.errors import AttachFailed, AttachRefused, ProtocolError
 from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.envelope import (
@@ -184,6 +185,10 @@ class Uplink(WayOut):
         if answer is not None and not answer.done() and corr_id == envelope.corr_id:
             answer.set_result(frame)
 
+    def on_malformed(self, _channel: Channel, error: ProtocolError) -> None:
+        """(ChannelOwner) Drop it: another node wrote it, and the sentinel passed it on."""
+        log.warning("a message was dropped: %s", error)
+
     def on_channel_closed(self, channel: Channel, reason: str) -> None:
         """(ChannelOwner) Fail what waits for the sentinel, and have the link opened again."""
         for _, answer in self._requests.values():
@@ -207,7 +212,7 @@ class Uplink(WayOut):
     # --- the link ---
 
     async def _attach(self) -> None:
-        link = await dial(self._url, self._token)
+        link = await dial(self._url, self._token or find_token(self._url))
         channel = Channel(link, self)
         try:
             ack = await self._request_on(
