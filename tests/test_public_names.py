@@ -14,7 +14,7 @@ import strongroom
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = ["strongroom"] + [
-    f"strongroom.{name}" for name in ("errors", "settings", "storage", "testing")
+    f"strongroom.{name}" for name in ("compat.naylence", "errors", "settings", "storage", "testing")
 ]
 NAMES = [name for name in strongroom.__all__ if name != "__version__"]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("examples/*/*.md")]
@@ -103,3 +103,16 @@ def test_importing_strongroom_loads_no_more_than_it_needs() -> None:
         "strongroom.version",
     ]
     assert not {"pydantic", "msgspec", "picows", "apsw", "cryptography", "asyncio"} & set(loaded)
+
+
+def test_agents_and_sentinels_load_nothing_of_tasks_and_other_runtimes() -> None:
+    script = (
+        "import strongroom, sys; strongroom.BaseAgent, strongroom.Sentinel; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    unused = ("a2a", "compat", "task_calls", "task_log", "yaml")
+    ours = [name for name in done.stdout.split() if name.startswith(("strongroom", "yaml"))]
+    assert "strongroom.agents.agent" in ours
+    assert [name for name in ours if name.rpartition(".")[2] in unused] == []

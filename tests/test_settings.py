@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from strongroom import BaseAgent, NotStarted
 from strongroom.errors import SettingsError
 from strongroom.keys.master import read_master_key
-from strongroom.settings import Settings
+from strongroom.settings import Settings, secrets_taken_from
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -124,3 +125,33 @@ def test_the_command_that_prints_the_master_key_does_not_inherit_secrets(
     monkeypatch.setenv("FAME_STORAGE_MASTER_KEY_PREVIOUS", "a-passphrase-of-before")
     monkeypatch.setenv("FAME_STORAGE_MASTER_KEY_COMMAND", str(command))
     assert read_master_key(Settings.from_environment().storage).text == "a-key-of-mine"
+
+
+NODE = """
+from strongroom.keys.master import read_master_key
+from strongroom.settings import StorageSettings
+try:
+    read_master_key(StorageSettings(profile="encrypted-sqlite"))
+except Exception as error:
+    print(error)
+"""
+
+
+def node_without_key() -> str:
+    """What a node says that has inherited this process's environment."""
+    return subprocess.run(
+        [sys.executable, "-c", NODE], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_a_child_from_which_the_key_was_taken_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("FAME_")]:
+        monkeypatch.delenv(name)
+    assert "no variable names one" in node_without_key()
+    monkeypatch.setenv("FAME_STORAGE_MASTER_KEY", "a passphrase of mine")
+    before = dict(os.environ)
+    with secrets_taken_from(os.environ):
+        assert "took FAME_STORAGE_MASTER_KEY out of the environment" in node_without_key()
+        with secrets_taken_from(os.environ):
+            assert "took FAME_STORAGE_MASTER_KEY out of the environment" in node_without_key()
+    assert dict(os.environ) == before

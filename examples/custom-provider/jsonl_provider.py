@@ -69,7 +69,7 @@ class JsonLinesProvider(StorageProvider):
         async with self._opening:
             if self._lock is None:
                 raise StoreClosed("The provider is closed.", namespace=namespace)
-            check_namespace(namespace, await self.namespaces())
+            namespace = check_namespace(namespace, await self.namespaces())
             store = self._stores.get(namespace)
             if store is None or store.closed:
                 path = self._directory / f"{namespace}{SUFFIX}"
@@ -81,6 +81,7 @@ class JsonLinesProvider(StorageProvider):
         return sorted(path.name.removesuffix(SUFFIX) for path in self._directory.glob(f"*{SUFFIX}"))
 
     async def drop(self, namespace: str) -> None:
+        namespace = check_namespace(namespace)
         if store := self._stores.pop(namespace, None):
             await store.close()
         (self._directory / f"{namespace}{SUFFIX}").unlink(missing_ok=True)

@@ -155,9 +155,9 @@ if TYPE_CHECKING:
     )
     from strongroom.agents.agent import Agent, BaseAgent
     from strongroom.agents.background import BackgroundTaskAgent
-    from strongroom.agents.operations import operation
     from strongroom.agents.state import BaseAgentState
     from strongroom.messaging.address import FameAddress
+    from strongroom.messaging.operations import operation
     from strongroom.nodes.fabric import Fabric, FameFabric
     from strongroom.nodes.node import Node
     from strongroom.nodes.sentinel import Sentinel
@@ -195,7 +195,7 @@ else:
         ),
         "agents.agent": ("Agent", "BaseAgent"),
         "agents.background": ("BackgroundTaskAgent",),
-        "agents.operations": ("operation",),
+        "messaging.operations": ("operation",),
         "agents.state": ("BaseAgentState",),
         "messaging.address": ("FameAddress",),
         "nodes.fabric": ("Fabric", "FameFabric"),

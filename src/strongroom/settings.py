@@ -20,6 +20,7 @@ ATTACH_PATH = "/fame/v1/attach/ws/downstream"
 HEALTH_PATH = "/fame/v1/attach/health"
 DEFAULT_PORT = 8000
 HIGHEST_PORT = 65535
+TOOK = "STRONGROOM_TOOK"
 
 
 class Variable(NamedTuple):
@@ -265,18 +266,29 @@ class Settings:
 def secrets_taken_from(environ: MutableMapping[str, str]) -> Iterator[None]:
     """Remove the secrets from `environ` within the block; child processes then do not inherit them.
 
-    Agents are served within such a block. Read the settings before it.
+    Agents are served within such a block. Read the settings before it. Children inherit the names
+    of what was taken, so that one that lacks a secret can say why.
 
     >>> environ = {"FAME_STORAGE_MASTER_KEY": "a secret", "FAME_LOG_LEVEL": "debug"}
     >>> with secrets_taken_from(environ):
     ...     print(environ)
-    {'FAME_LOG_LEVEL': 'debug'}
+    {'FAME_LOG_LEVEL': 'debug', 'STRONGROOM_TOOK': 'FAME_STORAGE_MASTER_KEY'}
     """
     taken = {name: environ.pop(name) for name in SECRETS if name in environ}
+    inherited = environ.get(TOOK, "")
+    names = {*taken, *filter(None, inherited.split(","))}
+    if names:
+        environ[TOOK] = ",".join(sorted(names))
     try:
         yield
     finally:
-        environ.update(taken)
+        environ.pop(TOOK, None)
+        environ.update(taken | ({TOOK: inherited} if inherited else {}))
+
+
+def was_taken(name: str) -> bool:
+    """Whether a node took this secret out of the environment that this process inherited."""
+    return name in os.environ.get(TOOK, "").split(",")
 
 
 def variables() -> list[Variable]:

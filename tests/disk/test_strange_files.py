@@ -12,7 +12,7 @@ import pytest
 
 from strongroom.errors import DirectoryError, StoreUnavailable, StrongroomError
 from support.files import fingerprint
-from support.notes import KEYSTORE, META, NOTES, contents, fill, provider_of
+from support.notes import KEYSTORE, META, NOTES, Note, contents, fill, provider_of
 
 BESIDE = ("-wal", "-shm", "-journal")
 
@@ -104,6 +104,27 @@ async def test_a_backup_of_hard_links_is_no_reason_to_refuse(data: Path, tmp_pat
     async with provider_of(data) as provider:
         await provider.rotate()
     assert list(await contents(data)) == ["one", "three", "two"]
+
+
+async def test_a_log_that_a_backup_links_to_is_used_after_the_remedy(
+    data: Path, tmp_path: Path
+) -> None:
+    crashed, backup = tmp_path / "crashed", tmp_path / "backup"
+    async with provider_of(data) as provider:
+        await (await provider.get_kv_store(Note, "notes")).set("three", Note(text="three"))
+        shutil.copytree(data, crashed)  # as a kill leaves it
+    shutil.copytree(crashed, backup, copy_function=os.link)
+    before = fingerprint(backup)
+    linked = [
+        path for path in crashed.iterdir() if path.name.endswith(("-wal", "-shm", "__commits"))
+    ]
+    assert linked
+    for _ in linked:
+        error = await refusal(crashed)
+        assert error.remedy is not None
+        assert os.system(error.remedy) == 0  # the remedy, literally
+    assert fingerprint(backup) == before
+    assert list(await contents(crashed)) == ["one", "three", "two"]
 
 
 @pytest.mark.parametrize("name", [KEYSTORE, META, NOTES])

@@ -22,8 +22,8 @@ from strongroom import (
     Settings,
     operation,
 )
-from strongroom.agents.arguments import pack, unpack
 from strongroom.errors import InvalidArguments, OperationFailed, StrongroomError
+from strongroom.messaging.arguments import pack, unpack
 from strongroom.testing import serving
 from support.fabrics import ADDRESS, Probe
 

@@ -12,6 +12,7 @@ from strongroom import Agent, Fabric, Settings, open_provider, operation
 from strongroom.errors import CallTimeout, NoRoute, OperationFailed, SettingsError
 from strongroom.messaging.stored import ReceivedMessage
 from strongroom.settings import StorageSettings
+from strongroom.storage import KeyValueStore
 from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel, url
 from support.peer import raw_child, say
 from support.processes import Program, attach_url, free_port, running
@@ -155,7 +156,7 @@ async def test_a_stored_message_that_cannot_be_read_does_not_keep_a_node_from_st
 ) -> None:
     storage = await open_provider(StorageSettings())
     for text in ("", "{", '{"id":"x","frame":{"type":"Data"}}', '{"frame":{"type":"Strange"}}'):
-        store = await storage.own_store(ReceivedMessage, namespace)
+        store = KeyValueStore(await storage.open(namespace), ReceivedMessage, namespace)
         await store.set(f"key {text}", ReceivedMessage(envelope=text))
     settings = Settings(delivery_profile="at-least-once")
     async with Fabric(settings, storage=storage) as node:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from strongroom import Agent, BaseAgent, Fabric, Sentinel, Settings, operation
-from strongroom.errors import FabricError, InvalidAddress, NoRoute, SettingsError
+from strongroom.errors import (
+    FabricError,
+    InvalidAddress,
+    InvalidArguments,
+    NoRoute,
+    SettingsError,
+    StrongroomError,
+    UnknownOperation,
+)
 from strongroom.messaging.address import FameAddress
 from support.fabrics import Probe, eventually, fabric, sentinel, url
 from support.processes import attach_url, free_port
@@ -154,6 +163,80 @@ async def test_requested_logicals_make_a_pool() -> None:
             assert {await remote.node() for _ in range(50)} == {one.id, two.id}
 
 
+class Plain:
+    """Is no agent."""
+
+    capabilities = ("plain",)
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    @operation
+    async def add(self, a: int, b: int = 1) -> int:
+        return a + b
+
+    async def start(self) -> None:
+        self.seen.append("start")
+
+    def stop(self) -> None:
+        self.seen.append("stop")
+
+    def on_message(self, message: Any) -> None:
+        self.seen.append(message)
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+def blocking(number: int) -> int:
+    return 3 * number
+
+
+@operation(name="counted")
+async def count(below: int) -> AsyncIterator[int]:
+    for number in range(below):
+        yield number
+
+
+async def test_what_is_no_agent_is_served_as_one() -> None:
+    plain = Plain()
+    async with Fabric(Settings()) as node:
+        address = await node.serve(plain)
+        assert address == f"plain@{node.path}"
+        assert await Agent.remote_by_address(address).add(1, b=2) == 3
+        assert await Agent.remote_by_capabilities(["plain"]).add(1) == 2
+        with pytest.raises(InvalidArguments):
+            await Agent.remote_by_address(address).add("one")
+        with pytest.raises(UnknownOperation, match="plain has no operation 'other'"):
+            await Agent.remote_by_address(address).other()
+        await node.send_message(address, "hello")
+        await eventually(lambda: len(plain.seen) == 2)
+    assert plain.seen == ["start", "hello", "stop"]
+
+
+async def test_functions_are_served() -> None:
+    async with sentinel() as hub, fabric(hub) as node:
+        await node.serve(double, "double@fame.fabric")
+        tripled = Agent.remote_by_address(await node.serve(blocking))
+        counted = Agent.remote_by_address(await node.serve(count))
+        async with fabric(hub):
+            assert await Agent.remote_by_address("double@fame.fabric").double(number=2) == 4
+        assert await tripled.blocking(2) == 6
+        assert [number async for number in counted.counted(3)] == [0, 1, 2]
+        with pytest.raises(InvalidArguments):
+            await tripled.blocking("two")
+        await node.serve(Plain().add, "method@fame.fabric")
+        assert await Agent.remote_by_address("method@fame.fabric").add(1) == 2
+
+
+@pytest.mark.parametrize("thing", [5, "text", object(), Plain, Probe, None], ids=repr)
+async def test_what_cannot_be_called_is_not_served(thing: object) -> None:
+    async with Fabric(Settings()) as node:
+        with pytest.raises(StrongroomError, match="is not a service"):
+            await node.serve(thing, "thing@fame.fabric")
+
+
 class Which(BaseAgent):
     @operation
     async def node(self) -> str:
@@ -161,9 +244,15 @@ class Which(BaseAgent):
 
 
 async def test_what_the_configuration_asks_for_and_we_lack_keeps_a_node_from_starting() -> None:
+    gated = {"node": {"security": {"profile": "gated"}}}
     with pytest.raises(SettingsError, match="gated"):
-        async with Fabric(root_config={"node": {"security": {"profile": "gated"}}}):
+        async with Fabric(root_config=gated):
             pass
+    async with Fabric(Settings()):
+        with pytest.raises(SettingsError, match="gated"):
+            Fabric.get_or_create(root_config=gated)
+    with pytest.raises(ValueError, match="either settings or root_config"):
+        Fabric(Settings(), root_config=gated)
     async with sentinel() as hub:
         config = {"node": {"direct_parent_url": url(hub), "id": "named"}}
         async with Fabric.create(root_config=config) as node:

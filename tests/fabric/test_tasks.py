@@ -262,6 +262,23 @@ async def test_status_changes_are_looked_for_where_an_agent_reports_none(
         assert await seen(remote) == ["working", "completed!"]
 
 
+async def test_an_override_can_add_to_the_events() -> None:
+    class Adding(Steps):
+        async def subscribe_to_task_updates(self, params: TaskSendParams) -> AsyncIterator[Any]:
+            updates = await super().subscribe_to_task_updates(params)
+
+            async def with_more() -> AsyncIterator[Any]:
+                async for event in updates:
+                    yield event
+                    yield event
+
+            return with_more()
+
+    async with served(Adding()) as remote:
+        await remote.start_task(params(steps=1))
+        assert await seen(remote) == ["working", "working", 0, 0, "completed!", "completed!"]
+
+
 async def test_push_endpoints_are_registered_where_an_agent_takes_them() -> None:
     class Pushing(BaseAgent):
         def __init__(self) -> None:

@@ -14,9 +14,9 @@ with atheris.instrument_imports():
     import msgspec
     from msgspec import Raw
 
-    from strongroom.agents.arguments import unpack
     from strongroom.errors import CallError, InvalidAddress, InvalidArguments, ProtocolError
     from strongroom.messaging.address import Address
+    from strongroom.messaging.arguments import unpack
     from strongroom.messaging.envelope import Data, decode, encode
     from strongroom.messaging.rpc import read_request, read_response
 

@@ -142,6 +142,7 @@ def test_a_node_that_cannot_use_its_directory_says_why_and_changes_nothing(
     assert fingerprint(directory) == before
 
 
+@pytest.mark.slow  # it waits for the other node
 def test_a_directory_that_another_node_uses_is_refused(made: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(made / "data", tmp_path / "data"))
     with start(directory) as owner:

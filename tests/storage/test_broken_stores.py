@@ -1,6 +1,7 @@
 """Tests of the conformance suite: stores that are wrong in one way must fail one case."""
 
 import asyncio
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -352,6 +353,27 @@ class WaitsForTheFuture(MemoryStore):
         return await super().changes(after and min(after, self._revision), **options)
 
 
+# --- values ---------------------------------------------------------------------------------------
+
+
+@fails("a model comes back with every value as it was")
+class KeepsParsedJson(MemoryStore):
+    """As a column of JSON does, that sorts keys and has one type of numbers."""
+
+    async def apply(self, writes, *, checks=None) -> Any:
+        return await super().apply([_parsed(write) for write in writes], checks=checks)
+
+
+@fails("a secret comes back as a secret")
+class MasksPasswords(MemoryStore):
+    async def apply(self, writes, *, checks=None) -> Any:
+        masked = [
+            Write(w.key, w.value and w.value.replace(b"hunter2", b"*******"), w.expires, w.expect)
+            for w in writes
+        ]
+        return await super().apply(masked, checks=checks)
+
+
 # --- closing --------------------------------------------------------------------------------------
 
 
@@ -414,6 +436,13 @@ def _rest(record: Record) -> tuple[int, int, int, int | None]:
     return (record.revision, record.created, record.updated, record.expires)
 
 
+def _parsed(write: Write) -> Write:
+    if write.value is None:
+        return write
+    text = json.dumps(json.loads(write.value[3:], parse_float=lambda text: int(float(text))))
+    return Write(write.key, write.value[:3] + text.encode(), write.expires, write.expect)
+
+
 def _renamed(write: Write, normalize: Any) -> Write:
     return Write(normalize("NFC", write.key), write.value, write.expires, write.expect)
 
@@ -437,6 +466,17 @@ class Disk(MemoryProvider):
         store = await super().open(namespace)
         store.features = MemoryStore.features | {Feature.DURABLE}
         return store
+
+
+class DropsByText(MemoryProvider):
+    async def drop(self, namespace: str) -> None:
+        await super().drop(f"{namespace}")
+
+
+async def test_a_provider_that_formats_names_fails_exactly_its_case() -> None:
+    name = "a string of a subclass is the string that it equals"
+    report = await try_one(DropsByText, name)
+    assert [outcome.case.name for outcome in report.failed] == [name]
 
 
 class LosesEverything(Disk):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -150,3 +151,22 @@ async def test_a_running_node_checks_records_against_their_model(data: Path) -> 
         assert len(found) == 5
         assert all("number" in finding.what for finding in found)
         assert not any("note 1" in finding.what for finding in found)
+
+
+async def test_a_record_that_cannot_be_upgraded_does_not_end_the_examination(data: Path) -> None:
+    tried: list[str] = []
+
+    def upgrade(old: dict[str, Any]) -> dict[str, Any]:
+        tried.append(old["text"])
+        if len(tried) % 100 == 1:
+            raise SystemError("a defect")
+        return old
+
+    async with provider_of(data) as provider:
+        await provider.get_kv_store(Note, "notes", upgrade=[upgrade])
+        await provider.get_kv_store(Other, "others")
+        findings = await examine_running(provider, lambda *_: None)
+    assert len(tried) == 300
+    assert len(problems(findings)) == 3
+    assert all("could not be upgraded" in finding.what for finding in problems(findings))
+    assert any(finding.namespace == "others" for finding in findings)

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from strongroom import MemoryProvider
-from strongroom.errors import InvalidKey, InvalidNamespace, NotStarted, RecordInvalid
+from strongroom.errors import InvalidKey, InvalidNamespace, NotStarted, RecordInvalid, StorageError
 from strongroom.storage import KeyValueStore
 from strongroom.storage.records import Record
 
@@ -144,6 +144,35 @@ async def test_a_key_or_namespace_that_is_not_a_string_is_refused_with_its_type(
     provider: Any = MemoryProvider()
     with pytest.raises(InvalidNamespace, match="of type int"):
         await provider.get_kv_store(Note, 1)
+    with pytest.raises(InvalidNamespace, match="of type int"):
+        await provider.drop(1)
+
+
+async def test_two_models_of_one_namespace_are_refused_until_it_is_dropped() -> None:
+    provider = MemoryProvider()
+    notes = await provider.get_kv_store(Note, "things")
+    await notes.set("k", Note(text="x"))
+    await provider.get_kv_store(Note, "things")
+    with pytest.raises(StorageError, match="is open as a store of Note, and Base is another model"):
+        await provider.get_kv_store(Base, "things")
+    assert await notes.get("k") == Note(text="x")
+    await provider.drop("things")
+    await provider.get_kv_store(Base, "things")
+
+
+@pytest.mark.parametrize("text", ["\0", "\ud800", "\x1b[31m\u202e"])
+async def test_an_error_shows_little_of_a_long_key_or_name_and_nothing_unprintable(
+    text: str,
+) -> None:
+    notes = await opened(Note)
+    long = text + "x" * 100_000
+    with pytest.raises(InvalidKey) as key:
+        await notes.get(long)
+    with pytest.raises(InvalidNamespace) as name:
+        await MemoryProvider().get_kv_store(Note, long)
+    for caught in (key, name):
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ async def test_a_record_that_no_longer_fits_names_namespace_key_and_field(
 
     await notes.set("a", Note(text="secret"))
     with pytest.raises(RecordInvalid, match="'a' of 'notes' does not fit Rated: stars") as raised:
-        await (await provider.get_kv_store(Rated, "notes")).list()
+        await KeyValueStore(await provider.open("notes"), Rated, "notes").list()
     assert (raised.value.namespace, raised.value.key) == ("notes", "a")
     assert raised.value.field == "stars"
     assert "secret" not in str(raised.value)
@@ -197,7 +197,8 @@ async def test_older_records_are_upgraded_step_by_step(
         return {**data, "words": len(data["body"].split())}
 
     await notes.set("a", Note(text="Hello World"))
-    texts = await provider.get_kv_store(Text, "notes", upgrade=[rename, count])
+    records = await provider.open("notes")
+    texts = KeyValueStore(records, Text, "notes", upgrade=[rename, count])
     assert await texts.get("a") == Text(body="Hello World", words=2)
     await texts.set("b", Text(body="x", words=1))
     with pytest.raises(RecordInvalid, match="written by version 2 of Note, but this program has v"):

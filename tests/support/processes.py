@@ -37,8 +37,9 @@ class Program:
         self, name: str, directory: Path, *arguments: str, python: str = sys.executable
     ) -> None:
         self.command = [python, str(PROGRAMS / name), *arguments]
-        self.log = directory / f"{name.replace('/', '-')}.log"
-        self._notify = directory / f"{name.replace('/', '-')}.notify"
+        label = name.replace("/", "-")[-24:]  # the path of a socket has to be short
+        self.log = directory / f"{label}.log"
+        self._notify = directory / f"{label}.notify"
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self, **variables: object) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import re
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -20,21 +20,24 @@ from weakref import WeakKeyDictionary
 import msgspec
 from msgspec import Raw
 
-from strongroom.agents.operations import operations_of
 from strongroom.agents.remote import Remote
 from strongroom.agents.state import BaseAgentState, S, StateHolder, state_model
 from strongroom.agents.tasks import PREFIX as TASK_PREFIX
-from strongroom.agents.tasks import TaskMethods, outcome, start_request
-from strongroom.errors import NotStarted, StrongroomError, UnknownOperation
+from strongroom.agents.tasks import TaskMethods, start_request
+from strongroom.errors import NotStarted, StrongroomError
 from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.calls import TIMEOUT_SECONDS
+from strongroom.messaging.operations import find_operation, operations_of, outcome
 from strongroom.messaging.rpc import Target
 from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.node import Node
 from strongroom.nodes.process import run, run_until_stopped
+from strongroom.nodes.service import snake_case
 from strongroom.root_config import RootConfig
 from strongroom.settings import secrets_taken_from
 from strongroom.storage.provider import StorageProvider
+
+log = logging.getLogger(__name__)
 
 AGENT_CAPABILITY = "fame.capability.agent"
 
@@ -226,19 +229,18 @@ class _Place(Generic[S]):
 
     def invoke(self, method: str, params: Raw) -> Awaitable[bytes] | AsyncGenerator[bytes, None]:
         """Begin an operation."""
-        operation = operations_of(type(self._agent)).get(method)
-        if operation is None:
-            if method.startswith(TASK_PREFIX):
-                answer = start_request(self._agent, method, params)
-                if answer is not None:
-                    return answer
-            name = self._agent.name
-            raise UnknownOperation(f"Method not found: {name} has no operation {method[:200]!r}.")
-        return operation.start(self._agent, params)
+        operations = operations_of(type(self._agent))
+        if method.startswith(TASK_PREFIX) and method not in operations:
+            answer = start_request(self._agent, method, params)
+            if answer is not None:
+                return answer
+        return find_operation(operations, method, self._agent.name).start(self._agent, params)
 
     async def receive(self, payload: Raw) -> None:
         """Take a plain message."""
-        await outcome(self._agent.on_message(msgspec.json.decode(payload)))
+        answer = await outcome(self._agent.on_message(msgspec.json.decode(payload)))
+        if answer is not None and self.node is not None:
+            await self.node.send(answer.envelope)
 
 
 _with_state: WeakKeyDictionary[Node, dict[str, _Place[Any]]] = WeakKeyDictionary()
@@ -338,8 +340,12 @@ class BaseAgent(Agent, TaskMethods, Generic[S]):
     async def stop(self) -> None:
         """Called before the node stops."""
 
-    async def on_message(self, message: Any) -> None:
-        """Called with each plain message, the JSON that `Fabric.send_message` sent."""
+    async def on_message(self, message: Any) -> Any:  # noqa: ARG002
+        """Called with each plain message, the JSON that `Fabric.send_message` sent.
+
+        Return None, or Naylence's `FameMessageResponse` with an envelope to be sent.
+        """
+        log.warning("%s got a message and has no on_message()", self.name)
 
     # --- state ---
 
@@ -443,12 +449,6 @@ class BaseAgent(Agent, TaskMethods, Generic[S]):
     def __resident__(self) -> _Place[S]:
         """(Servable) What the node calls."""
         return self.__place
-
-
-def snake_case(name: str) -> str:
-    """A class's name in lower case with underscores, as in `http_get_agent2`."""
-    apart = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", apart).lower()
 
 
 def check_servable(cls: type[BaseAgent[Any]]) -> None:

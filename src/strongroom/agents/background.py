@@ -100,5 +100,5 @@ class BackgroundTaskAgent(BaseAgent[S]):
     async def cancel_task(self, params: TaskIdParams) -> Task:
         return await self.__opened().cancel(params.id)
 
-    def subscribe_to_task_updates(self, params: TaskSendParams) -> AsyncIterator[TaskEvent]:
+    async def subscribe_to_task_updates(self, params: TaskSendParams) -> AsyncIterator[TaskEvent]:
         return self.__opened().read(params.id)

@@ -10,11 +10,11 @@ from typing import Any
 
 from msgspec import Raw
 
-from strongroom.agents.arguments import pack
-from strongroom.agents.operations import operations_of
 from strongroom.agents.tasks import NAMES as TASK_METHODS
 from strongroom.errors import ProtocolError
+from strongroom.messaging.arguments import pack
 from strongroom.messaging.calls import TIMEOUT_SECONDS
+from strongroom.messaging.operations import operations_of
 from strongroom.messaging.rpc import Target
 from strongroom.messaging.values import Codec, Unfit, listed
 from strongroom.nodes.fabric import Fabric

@@ -25,7 +25,6 @@ from strongroom.agents.a2a import (
     TaskStatusUpdateEvent,
     make_message,
 )
-from strongroom.agents.tasks import outcome
 from strongroom.errors import (
     DuplicateTask,
     InvalidKey,
@@ -34,6 +33,7 @@ from strongroom.errors import (
     TaskNotFound,
 )
 from strongroom.messaging.address import Address
+from strongroom.messaging.operations import outcome
 from strongroom.messaging.rpc import describe
 from strongroom.storage.provider import StorageProvider
 from strongroom.storage.records import check_key

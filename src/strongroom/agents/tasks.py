@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any
 
 from strongroom.errors import PushNotificationNotSupported, TaskNotCancelable, UnsupportedOperation
+from strongroom.messaging.operations import outcome
 
 if TYPE_CHECKING:
     from msgspec import Raw
@@ -71,7 +71,7 @@ class TaskMethods:
         """Cancel a task, and return it."""
         raise TaskNotCancelable(f"{type(self).__name__} cannot cancel tasks.")
 
-    def subscribe_to_task_updates(self, params: TaskSendParams) -> AsyncIterator[TaskEvent]:
+    async def subscribe_to_task_updates(self, params: TaskSendParams) -> AsyncIterator[TaskEvent]:
         """The events of a task until it ends; here, a look at its status every half second."""
         return self.__polled(params)
 
@@ -153,8 +153,3 @@ async def _events(returned: Any) -> AsyncGenerator[bytes, None]:
     finally:
         if isinstance(events, AsyncGenerator):
             await events.aclose()
-
-
-async def outcome(value: Any) -> Any:
-    """What a user's method returned, whether it is `async def` or not."""
-    return await value if inspect.isawaitable(value) else value

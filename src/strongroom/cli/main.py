@@ -18,6 +18,7 @@ from strongroom import __version__
 from strongroom.admin import health
 from strongroom.agents.agent import Agent
 from strongroom.cli import delivery, keys, store
+from strongroom.cli import port as porting
 from strongroom.cli.loading import load_agent
 from strongroom.cli.output import (
     CLICK_USAGE_ERROR,
@@ -63,6 +64,7 @@ app.add_typer(store.app, name="store")
 app.add_typer(delivery.app, name="delivery")
 app.add_typer(keys.key_app, name="key")
 app.add_typer(keys.audit_app, name="audit")
+app.command(name="port")(porting.port_)
 
 
 def main() -> None:

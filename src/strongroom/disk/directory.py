@@ -102,8 +102,9 @@ class DirectoryLock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._descriptor)
+            whose = "this process already" if is_held_here(path) else "another process"
             raise DirectoryInUse(
-                f"{path} is in use by another process.",
+                f"{path} is in use by {whose}.",
                 remedy=(
                     "stop the other node, or give this one its own directory in "
                     "FAME_STORAGE_DB_DIRECTORY"
@@ -111,6 +112,10 @@ class DirectoryLock:
                 path=path,
             ) from None
         _held.add(self)
+
+    def is_of(self, path: Path) -> bool:
+        """Whether this is the lock of the directory at `path`."""
+        return os.path.samestat(os.fstat(self._descriptor), path.stat())
 
     def release(self) -> None:
         """Release the lock, by closing its last descriptor."""
@@ -121,6 +126,11 @@ class DirectoryLock:
 
 
 _held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
+
+
+def is_held_here(path: Path) -> bool:
+    """Whether this process has the lock of a directory."""
+    return any(lock.is_of(path) for lock in list(_held))
 
 
 def _release_in_child() -> None:

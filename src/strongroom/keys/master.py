@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from strongroom.errors import MasterKeyInvalid, MasterKeyMissing
 from strongroom.keys.derive import PASSPHRASE, RANDOM_KEY, salt
 from strongroom.keys.text import damage, decode_key, encode_key
-from strongroom.settings import SECRETS, StorageSettings
+from strongroom.settings import SECRETS, StorageSettings, was_taken
 
 MIN_PASSPHRASE = 12
 MAX_BYTES = 64 * 1024
@@ -119,6 +119,13 @@ def read_master_key(settings: StorageSettings, *, existing: bool = False) -> Mas
         "FAME_STORAGE_MASTER_KEY_COMMAND": settings.master_key_command,
     }
     named = [name for name, value in sources.items() if value]
+    if not named and was_taken("FAME_STORAGE_MASTER_KEY"):
+        raise MasterKeyMissing(
+            "A node took FAME_STORAGE_MASTER_KEY out of the environment before it started this "
+            "program, as programs that an agent starts must not inherit it.",
+            remedy="FAME_STORAGE_MASTER_KEY_FILE, which is inherited, or give the key to this "
+            "program in StorageSettings(master_key=...)",
+        )
     if not named:
         raise MasterKeyMissing(
             f"The profile {settings.profile} needs a master key, and no variable names one.",

@@ -92,7 +92,9 @@ class Bindings:
         """The handler for a message, chosen by address or by capabilities."""
         if envelope.to is None:
             return self._with_capabilities(envelope.capabilities or ())
-        handler = self._at(envelope.to)
+        handler = self._handlers.get(envelope.to)
+        if handler is None and self._named:
+            handler = self._at(envelope.to)
         if handler is None and self._pools:
             return self._in_pool(Address.parse(envelope.to))
         return handler

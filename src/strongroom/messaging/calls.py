@@ -22,7 +22,14 @@ from strongroom.errors import (
 from strongroom.messaging.address import new_id
 from strongroom.messaging.deadline import Deadline
 from strongroom.messaging.delivery import AtMostOnce
-from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
+from strongroom.messaging.envelope import (
+    Data,
+    DeliveryAck,
+    Envelope,
+    NackCode,
+    ReplyType,
+    current_trace,
+)
 from strongroom.messaging.flow import STALL_SECONDS, Release
 from strongroom.messaging.places import own_place
 from strongroom.messaging.rpc import (
@@ -226,7 +233,7 @@ class OutgoingCalls:
         payload = encode(Request(method, Raw(params), corr_id))
         return Envelope(
             id=corr_id,
-            trace_id=corr_id,
+            trace_id=current_trace.get() or corr_id,
             to=target.address,
             capabilities=list(target.capabilities) or None,
             reply_to=self._sender.reply_to,

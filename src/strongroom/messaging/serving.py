@@ -22,6 +22,7 @@ from strongroom.messaging.envelope import (
     FlowFlag,
     NackCode,
     ReplyType,
+    current_trace,
 )
 from strongroom.messaging.flow import STALL_SECONDS
 from strongroom.messaging.places import Place, Places, own_place
@@ -223,6 +224,7 @@ class IncomingCalls:
             await places.wait(source)
             place = Place(places, source)
         own_place.set(place)
+        current_trace.set(envelope.trace_id)
         work.release()
         try:
             await self._run(work)

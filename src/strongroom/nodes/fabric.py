@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, nullcontext
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from contextvars import ContextVar
-from typing import Self
+from typing import Any, Self
 from weakref import WeakSet
 
-from strongroom.errors import FabricError, NoFabric
+import msgspec
+
+from strongroom.errors import FabricError, InvalidArguments, NoFabric
+from strongroom.messaging.calls import TIMEOUT_SECONDS
+from strongroom.messaging.rpc import Target
 from strongroom.nodes.node import Node
-from strongroom.root_config import RootConfig
+from strongroom.root_config import RootConfig, node_settings
 from strongroom.settings import Settings
 
 _entered: ContextVar[tuple[Fabric, ...]] = ContextVar("strongroom_fabrics", default=())
@@ -47,11 +53,89 @@ class Fabric(Node):
     ) -> AbstractAsyncContextManager[Fabric]:
         """The current fabric, which stays open after the block, or else a new one.
 
+        The current one keeps its settings; a `root_config` that asks for what we do not have is an
+        error in any case.
+
         >>> async with Fabric.get_or_create() as fabric:
         ...     await fabric.serve(agent)
         """
         fabrics = _open_ones()
-        return nullcontext(fabrics[-1]) if fabrics else cls(settings, root_config=root_config)
+        if not fabrics:
+            return cls(settings, root_config=root_config)
+        node_settings(root_config)
+        return nullcontext(fabrics[-1])
+
+    async def invoke(
+        self,
+        address: str,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        timeout_ms: float = TIMEOUT_SECONDS * 1000,
+    ) -> Any:
+        """Call an operation by its name; a remote does the same, and checks more.
+
+        >>> await node.invoke("storage@fame.fabric", "add", {"a": 1, "b": 2})
+        3
+
+        Args:
+            address: The agent.
+            method: The operation.
+            params: Its arguments by name.
+            timeout_ms: Milliseconds to wait for the result.
+
+        Raises:
+            CallError: There is no result.
+        """
+        return await self._invoke(Target(str(address)), method, params, timeout_ms)
+
+    async def invoke_by_capability(
+        self,
+        capabilities: Sequence[str],
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        timeout_ms: float = TIMEOUT_SECONDS * 1000,
+    ) -> Any:
+        """Call an operation of any agent that has all of `capabilities`; see `invoke`."""
+        return await self._invoke(Target(None, tuple(capabilities)), method, params, timeout_ms)
+
+    async def invoke_stream(
+        self,
+        address: str,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        timeout_ms: float = TIMEOUT_SECONDS * 1000,
+    ) -> AsyncGenerator[Any, None]:
+        """The items of a streaming operation; see `invoke`.
+
+        >>> items = await node.invoke_stream("storage@fame.fabric", "add", {"a": 1, "b": 2})
+        >>> [item async for item in items]
+        [3]
+        """
+        return self._items(Target(str(address)), method, params, timeout_ms)
+
+    async def invoke_by_capability_stream(
+        self,
+        capabilities: Sequence[str],
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        timeout_ms: float = TIMEOUT_SECONDS * 1000,
+    ) -> AsyncGenerator[Any, None]:
+        """The items of a streaming operation of any agent that has all of `capabilities`."""
+        return self._items(Target(None, tuple(capabilities)), method, params, timeout_ms)
+
+    async def _invoke(
+        self, target: Target, method: str, params: Mapping[str, Any] | None, timeout_ms: float
+    ) -> Any:
+        result = await self.calls.call(target, method, _json(method, params), timeout_ms / 1000)
+        return None if result is None else msgspec.json.decode(result)
+
+    async def _items(
+        self, target: Target, method: str, params: Mapping[str, Any] | None, timeout_ms: float
+    ) -> AsyncGenerator[Any, None]:
+        items = self.calls.stream(target, method, _json(method, params), timeout_ms / 1000)
+        async with aclosing(items):
+            async for item in items:
+                yield msgspec.json.decode(item)
 
     async def __aenter__(self) -> Self:
         if self in _open:
@@ -80,6 +164,13 @@ class Fabric(Node):
 
 def _open_ones() -> tuple[Fabric, ...]:
     return tuple(fabric for fabric in _entered.get() if fabric in _open)
+
+
+def _json(method: str, params: Mapping[str, Any] | None) -> bytes:
+    try:
+        return json.dumps(params or {}, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidArguments(f"{method}(): {error}.", remedy="values that JSON has") from None
 
 
 FameFabric = Fabric

@@ -15,7 +15,14 @@ from strongroom.messaging.address import REPLIES, Address, FameAddress
 from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.calls import OutgoingCalls
 from strongroom.messaging.delivery import AtMostOnce, Work
-from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
+from strongroom.messaging.envelope import (
+    Data,
+    DeliveryAck,
+    Envelope,
+    NackCode,
+    ReplyType,
+    current_trace,
+)
 from strongroom.messaging.flow import Release
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender, WayOut, receiver_of
@@ -46,13 +53,6 @@ class Resident(Handler, Protocol):
 
     async def end(self) -> None:
         """Let go of everything."""
-
-
-class Servable(Protocol):
-    """An agent, which keeps what its node needs of it apart from its author's names."""
-
-    def __resident__(self) -> Resident:
-        """What the node starts, calls and ends."""
 
 
 class _Running(NamedTuple):
@@ -91,6 +91,8 @@ class Node:
         root_config: RootConfig = None,
         storage: StorageProvider | None = None,
     ) -> None:
+        if settings is not None and root_config is not None:
+            raise ValueError("Give either settings or root_config")
         self._settings = settings
         self._root_config = root_config
         self._given_storage = storage
@@ -240,14 +242,15 @@ class Node:
 
     # --- names ---
 
-    async def serve(self, service: Servable, service_name: str | None = None) -> FameAddress:
-        """Start an agent, then bind its address.
+    async def serve(self, service: object, service_name: str | None = None) -> FameAddress:
+        """Start an agent or another service, then bind its address.
 
         >>> address = await node.serve(agent)
         >>> assert address == f"storage_agent@{node.path}"
 
         Args:
-            service: The agent.
+            service: An agent; or a function, which becomes an operation of its name; or an object
+                of any class with operations.
             service_name: Its address; or a name, to be served at this node's own path. By default
                 the agent's name.
 
@@ -258,7 +261,7 @@ class Node:
             InvalidAddress: The address or name cannot be one.
             FabricError: The address is bound on this node already.
         """
-        resident = service.__resident__()
+        resident = _resident_of(service)
         name = service_name or resident.name
         address = FameAddress(name if "@" in name else f"{name}@{self.path}")
         bound = self._shared(Address.parse(address))
@@ -328,7 +331,12 @@ class Node:
                 f"The message to {address} cannot be sent: {listed(error.problems)}.",
                 data=error.problems[:MAX_PROBLEMS],
             ) from None
-        await self._running.delivery.send(Envelope(to=str(address), frame=Data(payload=payload)))
+        await self.send(Envelope(to=str(address), frame=Data(payload=payload)))
+
+    async def send(self, envelope: Envelope) -> None:
+        """Send an envelope; one without a trace belongs to that of the message being handled."""
+        envelope.trace_id = envelope.trace_id or current_trace.get()
+        await self._running.delivery.send(envelope)
 
     async def redeliver(self) -> None:
         """Take up stored messages that are not under way, such as those an operator retries."""
@@ -369,6 +377,8 @@ class Node:
         elif not running.held.hold((envelope, data, release)):
             release()
             reason = f"Unroutable to {receiver_of(envelope)}"
+            if envelope.reply_to is None:
+                log.warning("a message was dropped: nothing is bound at %s", receiver_of(envelope))
             nack = DeliveryAck(ok=False, code=NackCode.NO_ROUTE, reason=reason)
             running.sender.acknowledge(envelope, nack)
 
@@ -382,6 +392,15 @@ class Node:
     def _refuse_held(self) -> None:
         for message in self._running.held.pop_all():
             self._deliver(*message)
+
+
+def _resident_of(service: Any) -> Resident:
+    if hasattr(service, "__resident__") and not isinstance(service, type):
+        resident: Resident = service.__resident__()
+        return resident
+    from strongroom.nodes.service import Service  # noqa: PLC0415 - loads Pydantic
+
+    return Service(service)
 
 
 async def _end(resident: Resident) -> None:

@@ -55,7 +55,9 @@ class MemoryProvider(StorageProvider):
         return sorted(self._stores)
 
     async def drop(self, namespace: str) -> None:
-        if store := self._stores.pop(namespace, None):
+        if self._closed:
+            raise StoreClosed("The provider is closed.", namespace=namespace)
+        if store := self._stores.pop(check_namespace(namespace), None):
             await store.close()
 
     async def close(self) -> None:

@@ -76,6 +76,7 @@ class StorageProvider(ABC):
 
         Raises:
             InvalidNamespace: The name is not allowed, or differs from another's only in case.
+            StorageError: The namespace is open as a store of another model.
             StoreError: The namespace's file cannot be used.
         """
         return await self._open_typed(model_cls, check_users_namespace(namespace), upgrade)
@@ -107,7 +108,11 @@ class StorageProvider(ABC):
     async def _open_typed(
         self, model: type[V], namespace: str, upgrade: Sequence[Upgrade] = (), *, owner: str = ""
     ) -> KeyValueStore[V]:
-        namespace = check_namespace(namespace, await self.namespaces())
+        namespaces = await self.namespaces()
+        namespace = check_namespace(namespace, namespaces)
+        known = self.typed.get(namespace)
+        if known is not None and namespace in namespaces:
+            known.check_model(model)
         records = await self.open(namespace)
         store = KeyValueStore(
             records, model, namespace, self.clock, upgrade, encrypts=self.encrypts, owner=owner
@@ -127,7 +132,11 @@ class StorageProvider(ABC):
 
     @abstractmethod
     async def drop(self, namespace: str) -> None:
-        """Delete a namespace with all its records. It need not exist."""
+        """Delete a namespace with all its records. It need not exist.
+
+        Raises:
+            InvalidNamespace: The name is not allowed; `check_namespace` raises it.
+        """
 
     @abstractmethod
     async def close(self) -> None:

@@ -21,6 +21,7 @@ from strongroom.storage.keys import Key, is_tuple
 
 MAX_KEY_BYTES = 1024
 MAX_VALUE_BYTES = 64 * 1024 * 1024
+SHOWN_CHARACTERS = 80
 PAGE_RECORDS = 256
 PAGE_BYTES = 1024 * 1024
 
@@ -232,7 +233,7 @@ def check_namespace(name: str, others: Iterable[str] = ()) -> str:
     allowed = _NAMESPACE.fullmatch(name)
     if not allowed or name.endswith((".", "_encrypted_value")) or _DEVICE_NAME.fullmatch(name):
         raise InvalidNamespace(
-            f"{name!r} cannot be a namespace.",
+            f"{_cut(name)} cannot be a namespace.",
             remedy=(
                 "1 to 120 letters, digits, '.', '_' or '-', beginning with a letter or "
                 "digit, not ending in '.' or '_encrypted_value'"
@@ -291,13 +292,15 @@ def check_key(key: str) -> str:
     if not key:
         raise InvalidKey("A key must have at least one character; this one is empty.")
     if "\0" in key:
-        raise InvalidKey(f"{key!r} contains a NUL character; keys must not.")
+        raise InvalidKey(f"{_cut(key)} contains a NUL character; keys must not.")
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise InvalidKey(f"{key!r} contains a lone surrogate, which UTF-8 cannot encode.") from None
+        raise InvalidKey(
+            f"{_cut(key)} contains a lone surrogate, which UTF-8 cannot encode."
+        ) from None
     if size > MAX_KEY_BYTES:
-        raise InvalidKey(f"{key[:40]!r}… has {size} bytes; keys have at most {MAX_KEY_BYTES}.")
+        raise InvalidKey(f"{_cut(key)} has {size} bytes; keys have at most {MAX_KEY_BYTES}.")
     return key
 
 
@@ -309,6 +312,11 @@ def stored_key(text: str) -> str:
 def shown_key(text: str) -> str:
     """A stored key as users get it: a tuple as a `Key`."""
     return Key.of(text) if is_tuple(text) else text
+
+
+def _cut(text: str) -> str:
+    """A text of any length, in quotes, as an error shows it."""
+    return repr(text) if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]!r}…"
 
 
 def _type(value: object) -> str:

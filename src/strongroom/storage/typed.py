@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from strongroom.errors import KeyExists, KeyMissing, RevisionConflict
+from strongroom.errors import KeyExists, KeyMissing, RevisionConflict, StorageError
 from strongroom.storage.encoding import Encoding, RecordEncoding, Upgrade, V
 from strongroom.storage.keys import Key
 from strongroom.storage.opaque import BytesEncoding
@@ -124,6 +124,19 @@ class KeyValueStore(Generic[V]):
 
     def __repr__(self) -> str:
         return f"<KeyValueStore {self._namespace!r} of {self._encoding.model.__name__}>"
+
+    def check_model(self, model: type[Any]) -> None:
+        """Raise StorageError unless the records are of `model`, or it is a new version of theirs.
+
+        What is stored as one model would lose fields when it is changed as another.
+        """
+        own = self._encoding.model
+        if (own.__module__, own.__qualname__) != (model.__module__, model.__qualname__):
+            raise StorageError(
+                f"{self._namespace!r} is open as a store of {own.__qualname__}, and "
+                f"{model.__qualname__} is another model.",
+                remedy="the same model in both places, or another namespace",
+            )
 
     # --- one record ---------------------------------------------------------------------------
 

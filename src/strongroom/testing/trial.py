@@ -48,7 +48,7 @@ class Trial:
     def __init__(self, make: Make, directory: Path) -> None:
         self.clock = ManualClock()
         self._make = make
-        directory.mkdir(parents=True)
+        directory.mkdir(mode=0o700, parents=True)
         self._settings = StorageSettings(profile="conformance", directory=directory)
         self._names = uuid.uuid4().hex[:12]
         self._named = 0

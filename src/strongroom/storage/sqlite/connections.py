@@ -41,6 +41,13 @@ class ConnectionsListener(CommitListener, Protocol):
         """The file was closed, and may be another one when it is opened again."""
 
 
+def _close(made: tuple[Opened, apsw.Connection, Guard]) -> None:
+    opened, reader, guard = made
+    reader.close()
+    opened.connection.close()
+    guard.close()
+
+
 class Connections:
     """One connection for the writer, one for the event loop, up to four for reads on threads.
 
@@ -134,8 +141,9 @@ class Connections:
             await self._close_broken()
 
     async def _connect(self) -> None:
-        opened, reader, guard = await self._threads.run(self._open_file)
-        self._key, self.reader = opened.key, reader
+        made = await self._threads.open(self._open_file, _close)
+        opened, self.reader, guard = made
+        self._key = opened.key
         self.writer = Writer(
             opened.connection,
             self.path,
@@ -296,7 +304,9 @@ class Connections:
                 await self.open()
                 async with self._scanner_slots:
                     if self.writer is not None:
-                        connection = await self._threads.run(self._connect_scanner)
+                        connection = await self._threads.open(
+                            self._connect_scanner, apsw.Connection.close
+                        )
                         try:
                             yield connection
                         finally:

@@ -6,6 +6,7 @@ for the disk: call them on a thread.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import logging
@@ -21,6 +22,7 @@ from strongroom.disk.directory import (
     LOG_SUFFIX,
     DirectoryLock,
     check_filesystem,
+    is_held_here,
     make_directory,
     remove_leftovers,
     remove_with_journals,
@@ -31,12 +33,14 @@ from strongroom.disk.inspect import check_database, check_directory, check_files
 from strongroom.disk.keyfile import KeystoreFile, read_keystore, write_keystore
 from strongroom.disk.wal import PUT_NEWEST_BACK
 from strongroom.errors import (
+    DirectoryInUse,
     ForeignStore,
     KeystoreMissing,
     KeystoreOlder,
     NotStarted,
     ProfileMismatch,
     SettingsError,
+    StoreClosed,
     StoreDamaged,
     StoreError,
     StoreMissing,
@@ -61,6 +65,10 @@ SEEN = "keystore"
 
 PLAIN_SUFFIX = ".db"
 ENCRYPTED_SUFFIX = "_encrypted_value.db"
+
+LOCK_SECONDS = 5
+"""How long a start waits for the process that has the directory."""
+LOCK_ATTEMPTS = 50
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +113,7 @@ class StoreFiles:
         self._threads = threads
         self._lock: DirectoryLock | None = None
         self._keystore: Keystore | None = None
+        self._is_released = False
 
     @property
     def is_acquired(self) -> bool:
@@ -117,7 +126,10 @@ class StoreFiles:
 
         Raises:
             NotStarted: The directory was not acquired yet.
+            StoreClosed: It was given back.
         """
+        if self._is_released:
+            raise self.closed()
         if self._keystore is None:
             raise self.not_started()
         return self._keystore
@@ -127,6 +139,14 @@ class StoreFiles:
         return NotStarted(
             f"The storage in {self.directory} was not started.",
             remedy="await provider.start(), or open_provider(settings)",
+        )
+
+    def closed(self) -> StoreClosed:
+        """The error for a use of the directory after its provider was closed."""
+        return StoreClosed(
+            f"The provider of {self.directory} was closed.",
+            remedy="open another with open_provider(settings)",
+            path=self.directory,
         )
 
     def path(self, namespace: str) -> Path:
@@ -149,7 +169,9 @@ class StoreFiles:
 
     async def acquire(self) -> None:
         """Own the directory, and read its keystore or make a new one."""
-        master = await self._threads.run(self._lock_directory)
+        master = await self._threads.run(self._prepare)
+        await self._wait_for_lock()
+        await self._threads.run(self._check_contents)
         try:
             keystore = await self._threads.run(self._open_keystore, master)
         except WrongMasterKey:
@@ -173,19 +195,36 @@ class StoreFiles:
                 self.commits.path.name,
             )
 
-    def _lock_directory(self) -> MasterKey | None:
+    async def _wait_for_lock(self) -> None:
+        """Lock the directory. Another process may still be closing it: wait for that a while."""
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                return await self._threads.run(self._take_lock)
+            except DirectoryInUse as error:
+                if is_held_here(self.directory):
+                    raise
+                if attempt == 0:
+                    log.warning("%s Waiting %d s for it to end.", error.what, LOCK_SECONDS)
+            await asyncio.sleep(LOCK_SECONDS / LOCK_ATTEMPTS)
+        return await self._threads.run(self._take_lock)
+
+    def _take_lock(self) -> None:
+        self._lock = DirectoryLock(self.directory)
+
+    def _prepare(self) -> MasterKey | None:
         database.check_engine()
         if is_directory(self.directory):
             check_directory(self.directory)
         master = self._read_master_key()
         make_directory(self.directory)
         check_filesystem(self.directory)
-        self._lock = DirectoryLock(self.directory)
+        return master
+
+    def _check_contents(self) -> None:
         check_files(self.directory)
         self._check_profile()
         self.commits.load()
         self.commits.open()
-        return master
 
     def _read_master_key(self) -> MasterKey | None:
         if not self.encrypts:
@@ -228,6 +267,7 @@ class StoreFiles:
     def release(self) -> None:
         """Give the directory back."""
         self.commits.close()
+        self._is_released = True
         if self._lock is not None:
             self._lock.release()
 

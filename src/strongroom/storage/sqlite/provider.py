@@ -23,7 +23,13 @@ from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META, StorageProvider
-from strongroom.storage.records import Clock, OnProgress, Write, check_namespace, system_clock
+from strongroom.storage.records import (
+    Clock,
+    OnProgress,
+    Write,
+    check_namespace,
+    system_clock,
+)
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.connections import Connections
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, KeystoreSeen, StoreFiles, Watermark
@@ -58,6 +64,9 @@ class SqliteProvider(StorageProvider):
         self._checking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        self._refuse_closed()
+        if self.files.is_acquired:
+            raise StorageError(f"The storage in {self.files.directory} was started already.")
         try:
             await self.files.acquire()
             left_open = await self._threads.run(self.files.left_open)
@@ -66,7 +75,7 @@ class SqliteProvider(StorageProvider):
             await self.open(NODE_META)
             await self._note_opening()
         except BaseException:
-            await self._release()
+            await finish(self._release())
             raise
         where = self.files.directory
         self._ticking = asyncio.create_task(self._tick(), name=f"tick of {where}")
@@ -85,12 +94,14 @@ class SqliteProvider(StorageProvider):
         return store
 
     async def namespaces(self) -> list[str]:
+        self._refuse_closed()
         return sorted(self.files.keystore.entries)
 
     async def drop(self, namespace: str) -> None:
-        namespace = str.__str__(namespace)  # an Enum with str would name another file
+        namespace = check_namespace(namespace)
         if namespace == NODE_META:
             raise InvalidNamespace(f"{NODE_META} belongs to the node, and cannot be dropped.")
+        self._refuse_closed()
         async with self._rotating, self._changing, self._marking:
             if namespace in self.files.keystore.entries:
                 await finish(self._drop(namespace))
@@ -103,16 +114,21 @@ class SqliteProvider(StorageProvider):
         await self._remember_keystore()
 
     async def close(self) -> None:
-        if self._is_closed or not self.files.is_acquired:
-            return
-        self._is_closed = True
+        if self.files.is_acquired:
+            self._threads.check_caller()
+            self._is_closed = True
+            await finish(self._close())
+
+    async def _close(self) -> None:
+        """Close what is still open: this may be called again after it was cancelled."""
         async with self._rotating, self._changing:
             try:
                 await self._mark(
                     [store for store in self._stores.values() if self._unmarked(store)]
                 )
-                meta = await self._meta.connections.open()
-                await self.files.keystore.note_closing(meta.revision)
+                if (meta := self._stores.get(NODE_META)) is not None:
+                    writer = await meta.connections.open()
+                    await self.files.keystore.note_closing(writer.revision)
             finally:
                 await self._release()
 
@@ -120,6 +136,7 @@ class SqliteProvider(StorageProvider):
 
     async def change_master(self, master: MasterKey) -> None:
         """Encrypt the keystore under another master key. The data stays as it is."""
+        self._refuse_closed()
         self._require_keys()
         await self.files.keystore.change_master(master, self.clock())
         await self._remember_keystore()
@@ -134,6 +151,7 @@ class SqliteProvider(StorageProvider):
             on_progress: Called with a namespace, how many of its pages are copied, and how many
                 there are.
         """
+        self._refuse_closed()
         self._require_keys()
         async with self._rotating:
             begun = await self.files.keystore.begin_rotation(namespaces, self.clock())
@@ -146,6 +164,7 @@ class SqliteProvider(StorageProvider):
 
     async def note(self, event: str, namespace: str | None = None, detail: str = "") -> None:
         """Add a line to the audit log."""
+        self._refuse_closed()
         await self.files.keystore.note(event, self.clock(), namespace, detail)
         await self._remember_keystore()
 
@@ -174,10 +193,9 @@ class SqliteProvider(StorageProvider):
         return meta
 
     def _refuse_closed(self) -> None:
+        self._threads.check_caller()
         if self._is_closed:
-            raise StoreClosed(
-                f"The provider of {self.files.directory} was closed.", path=self.files.directory
-            )
+            raise self.files.closed()
 
     def _require_keys(self) -> None:
         if not self.encrypts:
@@ -214,7 +232,9 @@ class SqliteProvider(StorageProvider):
         head = await connections.run_on_writer(tables.head)
         if head.file_id == key.file_id:
             return  # the copy is there already; only the keystore could not be saved
-        copy = await self._threads.run(RekeyedCopy, connections.path, namespace, key)
+        copy = await self._threads.open(
+            lambda: RekeyedCopy(connections.path, namespace, key), RekeyedCopy.discard
+        )
         try:
             done, pages = await connections.run_on_writer(copy.step)
             while pages - done > STEP_PAGES:
@@ -334,10 +354,9 @@ class SqliteProvider(StorageProvider):
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.wait([self._ticking])
-        meta = self._stores.pop(NODE_META, None)
-        for store in [*self._stores.values(), *([meta] if meta else [])]:
-            await store.close()
-        self._stores.clear()
+        for namespace in sorted(self._stores, key=NODE_META.__eq__):
+            await self._stores[namespace].close()
+            del self._stores[namespace]
         if self._checking is not None:
             await asyncio.wait([self._checking])  # it has ended with the file that it was reading
         self._threads.close()

@@ -119,8 +119,9 @@ class SqliteStore(RecordStore):
         if writer is None or writer.broken:
             writer = await connections.open()
         connections.was_used = True
+        submitted = writer.submit(writes, checks)
         connections.calls += 1  # until `on_commit`
-        return await writer.submit(writes, checks)
+        return await submitted
 
     async def changes(
         self,

@@ -20,7 +20,7 @@ from strongroom.disk.directory import unwritable
 from strongroom.errors import RevisionConflict, StorageError, StoreUnavailable
 from strongroom.storage.records import Clock, Write
 from strongroom.storage.sqlite import tables
-from strongroom.threads import finish
+from strongroom.threads import check_loop, finish
 
 MAX_BATCH = 4096
 CHECKPOINT_PAGES = 4000  # 16 MiB of log
@@ -97,6 +97,7 @@ class Writer:
         Writes that are submitted in one turn of the event loop go to the thread together. So do the
         next writes of the callers of one commit, as many small commits would cost more.
         """
+        check_loop(self._loop)
         future: asyncio.Future[list[int]] = self._loop.create_future()
         self._submitted.append((writes, checks, future))
         if len(self._submitted) == HANDED_OVER_AT_ONCE:

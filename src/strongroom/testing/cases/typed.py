@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from datetime import timedelta
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from strongroom.errors import (
+    InvalidNamespace,
     KeyExists,
     KeyMissing,
     NotSupported,
@@ -35,6 +37,35 @@ class Priced(BaseModel):
     price: float
 
 
+class Sample(BaseModel):
+    """Values that are easily stored as others."""
+
+    text: str = "é e\u0301 \U0001f600 \x7f\n"
+    whole: float = 2.0
+    negative: float = -0.0
+    large: int = 2**70
+    numbers: dict[str, int | float | None] = {"z": 1, "a": 1.0, "": None}
+    nested: list[list[bool]] = [[], [True]]
+
+
+class Login(BaseModel):
+    """A model with a secret."""
+
+    password: SecretStr
+
+
+class Other(str):
+    """A string that is another one when it is formatted, as members of an Enum with str are."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "another"
+
+    def __format__(self, _: str) -> str:
+        return "another"
+
+
 async def _items(trial: Trial, **numbers: int) -> KeyValueStore[Item]:
     items = await trial.provider.get_kv_store(Item, trial.name())
     for key, n in numbers.items():
@@ -58,6 +89,37 @@ async def set_and_get_give_back_the_model(trial: Trial) -> None:
         await items.set("a", Item(n=3), if_revision=first)
     with raises(RevisionConflict, "set() of a key that must not exist"):
         await items.set("a", Item(n=3), if_revision=0)
+
+
+@case()
+async def a_model_comes_back_with_every_value_as_it_was(trial: Trial) -> None:
+    name = trial.name()
+    samples = await trial.provider.get_kv_store(Sample, name)
+    await samples.set("a", Sample())
+    same(repr(await samples.get("a")), repr(Sample()), "a model with values of many types")
+
+
+@case()
+async def a_secret_comes_back_as_a_secret(trial: Trial) -> None:
+    logins = await trial.provider.get_kv_store(Login, trial.name())
+    await logins.set("a", Login(password=SecretStr("hunter2")))
+    found = await logins.get("a")
+    same(repr(found), "Login(password=SecretStr('**********'))", "a secret")
+    same(found and found.password.get_secret_value(), "hunter2", "what the secret hides")
+
+
+@case()
+async def a_string_of_a_subclass_is_the_string_that_it_equals(trial: Trial) -> None:
+    name, provider = trial.name(), trial.provider
+    items = await provider.get_kv_store(Item, Other(name))
+    await items.set(Other("a"), Item(n=1))
+    same(await items.get("a"), Item(n=1), "a record whose key is of a subclass of str")
+    holds(name in await provider.namespaces(), "a name of a subclass of str is listed plainly")
+    await provider.drop(Other(name))
+    holds(name not in await provider.namespaces(), "drop() takes a name of a subclass of str")
+    not_a_name: Any = 5
+    with raises(InvalidNamespace, "drop() of what is not a string"):
+        await provider.drop(not_a_name)
 
 
 @case()
@@ -275,7 +337,7 @@ async def what_is_not_declared_is_not_supported(trial: Trial) -> None:
 @case()
 async def a_record_that_does_not_fit_is_an_error_and_never_left_out(trial: Trial) -> None:
     name = trial.name()
-    await (await trial.provider.get_kv_store(Item, name)).set("a", Item(n=1))
+    await KeyValueStore(await trial.provider.open(name), Item, name).set("a", Item(n=1))
     priced = await trial.provider.get_kv_store(Priced, name)
     await priced.set("b", Priced(n=1, price=2.5))
     for what, call in (("get", priced.get("a")), ("list", priced.list())):

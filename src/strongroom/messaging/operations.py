@@ -10,9 +10,9 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from msgspec import Raw
 
-from strongroom.agents.arguments import Parameters
-from strongroom.agents.methods import MARK, Method, marked_methods
-from strongroom.errors import StrongroomError
+from strongroom.errors import StrongroomError, UnknownOperation
+from strongroom.messaging.arguments import Parameters
+from strongroom.messaging.methods import MARK, Method, marked_methods
 from strongroom.messaging.values import Unfit, listed
 
 # --- what type checkers see; at run time a decorated method stays the function that it was ------
@@ -206,3 +206,31 @@ def operations_of(cls: type[Any]) -> dict[str, Operation]:
                 )
         _known[cls] = found
     return _known[cls]
+
+
+def function_as_operation(function: Callable[..., Any]) -> tuple[type[Any], dict[str, Operation]]:
+    """A class whose one operation is `function`, and that operation by the name that callers use.
+
+    Raises:
+        StrongroomError: It cannot be served.
+    """
+    attribute = function.__name__
+    name, streaming = getattr(function, MARK, (attribute, False))
+    holder = type(attribute, (), {attribute: staticmethod(function)})
+    return holder, {name: Operation(holder, attribute, name, streaming=streaming)}
+
+
+def find_operation(operations: dict[str, Operation], method: str, owner: str) -> Operation:
+    """The operation that callers name `method`.
+
+    Raises:
+        UnknownOperation: `owner` has none.
+    """
+    if method not in operations:
+        raise UnknownOperation(f"Method not found: {owner} has no operation {method[:200]!r}.")
+    return operations[method]
+
+
+async def outcome(value: Any) -> Any:
+    """What a user's function returned, whether it is `async def` or not."""
+    return await value if inspect.isawaitable(value) else value

@@ -1,0 +1,1 @@
+"""Other runtimes' names for what Strongroom has."""

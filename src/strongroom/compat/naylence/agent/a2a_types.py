@@ -1,0 +1,43 @@
+"""`naylence.agent.a2a_types`: the models of tasks."""
+
+from strongroom.agents.a2a import (
+    Artifact,
+    AuthenticationInfo,
+    DataPart,
+    FileContent,
+    FilePart,
+    Message,
+    Part,
+    PushNotificationConfig,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskIdParams,
+    TaskPushNotificationConfig,
+    TaskQueryParams,
+    TaskSendParams,
+    TaskState,
+    TaskStatus,
+    TaskStatusUpdateEvent,
+    TextPart,
+)
+
+__all__ = [
+    "Artifact",
+    "AuthenticationInfo",
+    "DataPart",
+    "FileContent",
+    "FilePart",
+    "Message",
+    "Part",
+    "PushNotificationConfig",
+    "Task",
+    "TaskArtifactUpdateEvent",
+    "TaskIdParams",
+    "TaskPushNotificationConfig",
+    "TaskQueryParams",
+    "TaskSendParams",
+    "TaskState",
+    "TaskStatus",
+    "TaskStatusUpdateEvent",
+    "TextPart",
+]

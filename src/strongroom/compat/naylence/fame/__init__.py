@@ -1,0 +1,1 @@
+"""`naylence.fame`: nodes and messages."""

@@ -1,0 +1,1 @@
+"""`naylence.fame.node`: the node of a program."""

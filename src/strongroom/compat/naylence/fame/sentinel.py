@@ -1,0 +1,3 @@
+"""`naylence.fame.sentinel`: the sentinel."""
+
+from strongroom import Sentinel as Sentinel

@@ -1,0 +1,3 @@
+"""`naylence.fame.service`: operations."""
+
+from strongroom import operation as operation

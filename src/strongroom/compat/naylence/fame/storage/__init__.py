@@ -1,0 +1,1 @@
+"""`naylence.fame.storage`: stores."""

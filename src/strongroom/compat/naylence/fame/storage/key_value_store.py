@@ -1,0 +1,3 @@
+"""`naylence.fame.storage.key_value_store`."""
+
+from strongroom import KeyValueStore as KeyValueStore

@@ -1,0 +1,3 @@
+"""`naylence.fame.storage.storage_provider`."""
+
+from strongroom import StorageProvider as StorageProvider

@@ -1,0 +1,1 @@
+"""`naylence.fame.util`: logging."""
