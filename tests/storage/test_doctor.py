@@ -16,7 +16,7 @@ from strongroom.storage.sqlite.doctor import Finding, examine_at_rest, examine_r
 from strongroom.storage.sqlite.files import StoreFiles
 from strongroom.threads import Threads
 from support.files import fingerprint
-from support.notes import KEY, NOTES, Note, provider_of
+from support.notes import KEY, META, NOTES, Note, provider_of
 
 
 class Other(BaseModel):
@@ -68,6 +68,20 @@ async def test_a_log_that_a_kill_left_is_read_and_left(data: Path, tmp_path: Pat
     findings = examine(tmp_path / "killed")
     assert not problems(findings)
     assert any("301 records" in finding.what for finding in findings)
+
+
+@pytest.mark.parametrize("name", [NOTES, META])
+async def test_a_log_that_is_missing_after_a_kill_is_found(
+    data: Path, tmp_path: Path, name: str
+) -> None:
+    async with provider_of(data) as provider:
+        notes = await provider.get_kv_store(Note, "notes")
+        await notes.set("new", Note(text="new"))
+        shutil.copytree(data, tmp_path / "killed")
+    (tmp_path / "killed" / f"{name}-wal").unlink()
+    [found] = problems(examine(tmp_path / "killed"))
+    assert "what was acknowledged last is missing" in found.what
+    assert f"{tmp_path / 'killed' / name}-wal" in found.what
 
 
 @pytest.mark.parametrize("page", range(1, 12, 2))

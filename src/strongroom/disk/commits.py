@@ -176,9 +176,10 @@ class Guard:
 
         It has to be durable before the next commit begins the log anew.
         """
-        self._base, self._end = revision, NO_FRAMES
-        self._commits.note(self._file_id, Committed(revision, revision))
-        self._commits.sync()
+        if (self._base, self._end) != (revision, NO_FRAMES):
+            self._base, self._end = revision, NO_FRAMES
+            self._commits.note(self._file_id, Committed(revision, revision))
+            self._commits.sync()
 
     def on_removal(self) -> None:
         """Note that the log was removed after a checkpoint."""
