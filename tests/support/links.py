@@ -111,7 +111,7 @@ class MemoryNetwork:
             raise AttachFailed(f"No sentinel answers at {url}.")
         here, there = MemoryLink.pair(path.rpartition("/")[2])
         self.links.append(here)
-        there.context = self._contexts[port]
+        there.context = self._contexts.get(port, there.context)
         there.context.copy().run(listener.on_link, there)  # type: ignore[arg-type]
         return here
 
