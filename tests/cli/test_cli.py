@@ -23,6 +23,7 @@ import typer.main
 from strongroom.admin.socket import SOCKET
 from strongroom.cli.main import app, main
 from strongroom.keys.master import new_master_key
+from strongroom.messaging.stored import DEAD_LETTERS, DeadLetter, Direction
 from strongroom.settings import StorageSettings
 from strongroom.storage import Key
 from strongroom.storage.provider import open_provider
@@ -427,3 +428,33 @@ def test_the_package_loads_without_its_command_line() -> None:
         "sys.exit(bool({'typer', 'rich', 'apsw', 'strongroom.cli'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_messages_that_were_set_aside_are_shown_retried_and_dropped(
+    run: Run, tmp_path: Path
+) -> None:
+    async def set_aside() -> None:
+        settings = StorageSettings(
+            profile="encrypted-sqlite",
+            directory=tmp_path / "data",
+            master_key_file=tmp_path / "master.key",
+        )
+        provider = await open_provider(settings)
+        store = await provider.own_store(DeadLetter, DEAD_LETTERS)
+        text = '{"id":"x","to":"a@b.c","frame":{"type":"Data","payload":"hello"}}'
+        for key in ("one", "two", "three"):
+            letter = DeadLetter(direction=Direction.RECEIVED, envelope=text, reasons=["too late"])
+            await store.set(key, letter)
+        await provider.close()
+
+    assert run("delivery", "ls").out == ""
+    asyncio.run(set_aside())
+    assert "too late" in run("delivery", "ls").out
+    [shown] = run("delivery", "show", "one", "--json").json
+    assert shown["envelope"]["frame"]["payload"] == "hello"
+    assert run("delivery", "drop").code == 2
+    assert run("delivery", "drop", "one", "--all").code == 2
+    assert "Try: strongroom delivery ls" in run("delivery", "show", "four").err
+    assert run("delivery", "retry", "one").out == "Message one will be tried again.\n"
+    assert run("delivery", "drop", "two").out == "Message two is deleted.\n"
+    assert [each["id"] for each in run("delivery", "drop", "--all", "--json").json] == ["three"]

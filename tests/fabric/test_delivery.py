@@ -134,6 +134,38 @@ async def test_a_call_outlives_its_agents_crash(tmp_path: Path) -> None:
                 assert await call == 1
 
 
+@pytest.mark.slow
+async def test_a_hundred_calls_outlive_kills_of_their_agent_and_their_sentinel(
+    tmp_path: Path,
+) -> None:
+    hub, agent = Program("sentinel.py", tmp_path), Program("agent.py", tmp_path)
+    port = free_port()
+
+    def kept(name: str) -> dict[str, object]:
+        return {
+            "FAME_STORAGE_PROFILE": "sqlite",
+            "FAME_STORAGE_DB_DIRECTORY": tmp_path / name,
+            "FAME_DELIVERY_PROFILE": "at-least-once",
+            "FAME_DELIVERY_ATTEMPTS": 20,
+        }
+
+    hub_settings = {**kept("hub"), "FAME_LISTENER_PORT": port}
+    agent_settings = {**kept("agent"), "FAME_DIRECT_ADMISSION_URL": attach_url(port)}
+    async with running(hub, agent):
+        await hub.start_and_wait(**hub_settings)
+        await agent.start_and_wait(**agent_settings)
+        async with Fabric(Settings(admission_url=attach_url(port), **AT_LEAST_ONCE)):
+            remote = Agent.remote_by_address("test@fame.fabric", timeout=100)
+            calls = [asyncio.create_task(remote.increase_slowly(n / 50)) for n in range(100)]
+            for program, settings in ((agent, agent_settings), (hub, hub_settings)) * 2:
+                await asyncio.wait(calls, timeout=0.3)
+                await program.stop(signal.SIGKILL)
+                await program.start_and_wait(**settings)
+            answers = await asyncio.gather(*calls)
+        assert len(set(answers)) == 100
+        assert max(answers) >= 100
+
+
 async def test_an_unknown_profile_is_refused_by_name() -> None:
     with pytest.raises(SettingsError, match="FAME_DELIVERY_PROFILE"):
         await Fabric(Settings(delivery_profile="twice")).start()

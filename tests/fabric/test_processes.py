@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from strongroom import Agent, Fabric, Settings
-from strongroom.errors import CallInterrupted, NoRoute
+from strongroom.errors import AttachFailed, CallInterrupted, NoRoute
 from support.processes import Program, attach_url, free_port, running
 
 
@@ -134,3 +134,16 @@ async def test_envelopes_are_shown_when_asked_for(tmp_path: Path) -> None:
         await agent.stop()
     assert '"type":"AddressBind"' in agent.log.read_text()
     assert '"type":"AddressBindAck"' in agent.log.read_text()
+
+
+async def test_a_sentinel_without_tls_that_is_dialled_with_tls_is_named_in_a_sentence() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        url = attach_url(server.sockets[0].getsockname()[1]).replace("ws:", "wss:")
+        with pytest.raises(AttachFailed, match=r"\(\S.*wss:// needs a proxy with TLS"):
+            await Fabric(Settings(admission_url=url)).start()

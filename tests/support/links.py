@@ -6,6 +6,7 @@ Timeouts of minutes pass in milliseconds, in the order in which they would pass 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import json
 import selectors
@@ -44,7 +45,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._jumping.now
 
 
-def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., None]:
     """Run an async test on a `VirtualTimeLoop`."""
 
     @functools.wraps(test)
@@ -65,6 +66,7 @@ class MemoryLink(Loopback):
         self.name = name
         self.peer: MemoryLink = self
         self.is_silent = False
+        self.context = contextvars.copy_context()
 
     @classmethod
     def pair(cls, name: str) -> tuple[MemoryLink, MemoryLink]:
@@ -75,7 +77,7 @@ class MemoryLink(Loopback):
 
     def send(self, data: bytes) -> None:
         if not self.closed.is_set():
-            self._loop.call_soon(self.peer._deliver, data)
+            self._loop.call_soon(self.peer._deliver, data, context=self.peer.context)
 
     def admit(self) -> None:
         """Nothing to do: only the port limits strangers."""
@@ -102,20 +104,24 @@ class MemoryNetwork:
     def __init__(self) -> None:
         self.listeners: dict[int, Listener] = {}
         self.links: list[MemoryLink] = []
+        self._contexts: dict[int, contextvars.Context] = {}
 
     async def dial(self, url: str, _token: str | None = None) -> MemoryLink:
         host, _, path = url.partition("/fame/")
-        listener = self.listeners.get(int(host.rpartition(":")[2]))
+        port = int(host.rpartition(":")[2])
+        listener = self.listeners.get(port)
         if listener is None:
             raise AttachFailed(f"No sentinel answers at {url}.")
         here, there = MemoryLink.pair(path.rpartition("/")[2])
         self.links.append(here)
-        listener.on_link(there)  # type: ignore[arg-type]
+        there.context = self._contexts.get(port, there.context)
+        there.context.copy().run(listener.on_link, there)  # type: ignore[arg-type]
         return here
 
     async def listen(self, _host: str, port: int, listener: Listener) -> MemoryPort:
         port = port or 40_000 + len(self.listeners)
         self.listeners[port] = listener
+        self._contexts[port] = contextvars.copy_context()
         return MemoryPort(self, port)
 
     def raw_child(self, port: int, name: str = "raw") -> RawPeer:

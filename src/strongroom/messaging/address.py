@@ -146,6 +146,7 @@ def source_id(path: str) -> str:
     return digits[::-1].decode()
 
 
+@lru_cache(maxsize=4096)
 def source_of(reply_to: str | None) -> str:
     """The id of the node to which the answers to a message go; empty if it is not known.
 

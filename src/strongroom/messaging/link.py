@@ -373,9 +373,10 @@ async def dial(url: str, token: str | None = None) -> Link:
         remedy = _REMEDIES.get(error.response.status) if error.response else None
         raise AttachRefused(f"{url} refused the connection ({status}).", remedy=remedy) from error
     except (OSError, picows.WSError, TimeoutError, ValueError) as error:
+        hint = "; wss:// needs a proxy with TLS there" if url.startswith("wss:") else ""
         raise AttachFailed(
-            f"No sentinel answers at {url} ({error}).",
-            remedy="start it, or correct FAME_DIRECT_ADMISSION_URL",
+            f"No sentinel answers at {url} ({str(error) or type(error).__name__}).",
+            remedy=f"start it, or correct FAME_DIRECT_ADMISSION_URL{hint}",
         ) from error
     if not isinstance(listener, Link):  # the connection was lost during the handshake
         raise AttachFailed(f"{url} closed the connection at once.", remedy="again, when it is up")

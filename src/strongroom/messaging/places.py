@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from contextvars import ContextVar
 
 
@@ -16,21 +16,24 @@ class Places:
     def __init__(self, number: int) -> None:
         self.taken = 0
         self._number = number
-        self._taken_by: Counter[str] = Counter()
+        self._taken_by: dict[str, int] = {}
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     def has_room(self, source: str) -> bool:
-        """Whether a place is free for `source`."""
-        return self._taken_by[source] < self._number - self.taken
+        """Whether a place is free for `source`, and none of its requests waits for one."""
+        return source not in self._waiting and self._is_free(source)
+
+    def _is_free(self, source: str) -> bool:
+        return self._taken_by.get(source, 0) < self._number - self.taken
 
     def take(self, source: str) -> None:
         """Take a place, even if none is free."""
         self.taken += 1
-        self._taken_by[source] += 1
+        self._taken_by[source] = self._taken_by.get(source, 0) + 1
 
     async def wait(self, source: str) -> None:
         """Take a place as soon as one is free. Those of one source get theirs in turn."""
-        if source not in self._waiting and self.has_room(source):
+        if self.has_room(source):
             self.take(source)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -45,15 +48,18 @@ class Places:
     def leave(self, source: str) -> None:
         """Give a place back."""
         self.taken -= 1
-        self._taken_by[source] -= 1
-        if not self._taken_by[source]:
+        left = self._taken_by[source] - 1
+        if left:
+            self._taken_by[source] = left
+        else:
             del self._taken_by[source]
-        for waiting in list(self._waiting):
-            self._admit(waiting)
+        if self._waiting:
+            for waiting in list(self._waiting):
+                self._admit(waiting)
 
     def _admit(self, source: str) -> None:
         turns = self._waiting[source]
-        while turns and (turns[0].done() or self.has_room(source)):
+        while turns and (turns[0].done() or self._is_free(source)):
             turn = turns.popleft()
             if not turn.done():
                 self.take(source)
@@ -63,29 +69,43 @@ class Places:
 
 
 class Place:
-    """A place that a request has taken. While the request waits for a call, others may have it."""
+    """The place of a request. While the request waits for a call of its own, others may have it."""
+
+    __slots__ = ("_calls", "_places", "_source", "is_taken")
 
     def __init__(self, places: Places, source: str) -> None:
+        self.is_taken = False
         self._places = places
         self._source = source
         self._calls = 0
-        self._is_left = False
+
+    def take_if_free(self) -> bool:
+        """Take the place, if nobody waits for it and one is free."""
+        self.is_taken = self._places.has_room(self._source)
+        if self.is_taken:
+            self._places.take(self._source)
+        return self.is_taken
+
+    async def wait(self) -> None:
+        """Take the place as soon as one is free."""
+        await self._places.wait(self._source)
+        self.is_taken = True
 
     def leave(self) -> None:
         """The request has ended."""
-        self._is_left = True
-        if not self._calls:
+        if self.is_taken and not self._calls:
             self._places.leave(self._source)
+        self.is_taken = False
 
     def __enter__(self) -> None:
         """Wait for a call that the request has made."""
         self._calls += 1
-        if self._calls == 1 and not self._is_left:
+        if self._calls == 1 and self.is_taken:
             self._places.leave(self._source)
 
     def __exit__(self, *_: object) -> None:
         self._calls -= 1
-        if not (self._calls or self._is_left):
+        if self.is_taken and not self._calls:
             self._places.take(self._source)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import AsyncGenerator
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -146,15 +147,12 @@ class IncomingCalls:
         if is_stream and envelope.corr_id in self._readers:  # a repeated request
             work.release()
             return
-        source = source_of(envelope.reply_to)
-        place: Place | None = None
-        places = self._places(envelope)
-        if places.has_room(source):
-            places.take(source)
-            place = Place(places, source)
-        task = self._loop.create_task(self._run_in_place(work, place), context=self._context.copy())
+        place = Place(self._places(envelope), source_of(envelope.reply_to))
+        if place.take_if_free():
+            work.release()
+        task = self._loop.create_task(self._run(work, place), context=self._context.copy())
         self._tasks.add(task)
-        task.add_done_callback(self._on_done)
+        task.add_done_callback(partial(self._on_done, place, envelope.corr_id or ""))
         if is_stream and envelope.corr_id and envelope.reply_to:
             self._readers[envelope.corr_id] = _Reader(envelope, task)
             if self._timer is None:
@@ -163,9 +161,12 @@ class IncomingCalls:
     def _places(self, envelope: Envelope) -> Places:
         return self._streams if envelope.rtype & ReplyType.STREAM else self._calls
 
-    def _on_done(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, place: Place, corr_id: str, task: asyncio.Task[None]) -> None:
+        place.leave()
         self._tasks.discard(task)
         self._ended.discard(task)
+        if (reader := self._readers.get(corr_id)) is not None and reader.task is task:
+            del self._readers[corr_id]
 
     def cancel(self, corr_id: str | None) -> None:
         """The reader of a stream is gone: stop what is running for it."""
@@ -217,24 +218,13 @@ class IncomingCalls:
                 self._end(task)
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _run_in_place(self, work: Work, place: Place | None) -> None:
-        envelope = work.envelope
-        if place is None:
-            places, source = self._places(envelope), source_of(envelope.reply_to)
-            await places.wait(source)
-            place = Place(places, source)
+    async def _run(self, work: Work, place: Place) -> None:
+        if not place.is_taken:
+            await place.wait()
+            work.release()
         own_place.set(place)
-        current_trace.set(envelope.trace_id)
-        work.release()
-        try:
-            await self._run(work)
-        finally:
-            place.leave()
-            if envelope.rtype & ReplyType.STREAM:
-                self._readers.pop(envelope.corr_id or "", None)
-
-    async def _run(self, work: Work) -> None:
         handler, envelope, data, _ = work
+        current_trace.set(envelope.trace_id)
         try:
             request = read_request(data.payload)
         except (msgspec.MsgspecError, RecursionError) as error:

@@ -196,7 +196,9 @@ class AtLeastOnce(AtMostOnce):
         if ack.ok:
             if not entry.expects_reply:
                 self.settle(entry.envelope.id)
-        elif ack.code in AWAY:
+        elif ack.code in AWAY or (
+            ack.code == NackCode.NO_ROUTE and self.sender.way_out.may_return()
+        ):
             entry.resend.set()
         elif ack.code == NackCode.BUSY:
             pass  # it is sent again, as if it had not arrived

@@ -201,11 +201,14 @@ class Inbox:
         async for entry in self._store.scan():
             if entry.value.is_done:
                 self._answered[entry.key] = None
-            elif not (entry.key in self._running or entry.key in self._waiting):
+            else:
                 await self._take_up(entry)
 
     async def _take_up(self, entry: Entry[ReceivedMessage]) -> None:
-        message = entry.value
+        message = await self._store.get(entry.key)  # it may be handled since the scan has read it
+        is_known = any(entry.key in keys for keys in (self._storing, self._running, self._waiting))
+        if is_known or message is None or message.is_done:
+            return
         try:
             envelope, data = read_message(message.envelope)
         except ProtocolError as error:
