@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from strongroom import Agent, BaseAgent, Sentinel, operation
+from strongroom.errors import InvalidArguments, OperationFailed
 from strongroom.nodes import child_link, children, names
 from strongroom.settings import StorageSettings
 from strongroom.storage import MemoryProvider, Write
@@ -382,3 +384,44 @@ async def test_a_value_of_any_depth_harms_nobody_else(depth: int) -> None:
         await link.send(text.replace('"payload": 0', f'"payload": {payload}').encode())
         assert await Agent.remote_by_address(ADDRESS).depth([[]]) == 1
         assert links <= {each.link for each in hub.children.links}
+
+
+class Failing(BaseAgent[Any]):
+    @operation
+    async def fail(self) -> None:
+        raise ValueError("the password is 1234")
+
+    @operation(streaming=True)
+    async def fail_later(self) -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("the password is 1234")
+
+    @operation
+    async def add(self, a: int) -> int:
+        return a
+
+
+async def test_with_show_errors_type_callers_do_not_learn_messages_of_exceptions() -> None:
+    async with sentinel() as hub, fabric(hub, show_errors="type") as node, fabric(hub) as client:
+        await node.serve(Failing(), ADDRESS)
+        remote = Failing.remote(ADDRESS, fabric=client)
+        with pytest.raises(OperationFailed, match=r"fail\(\) raised ValueError") as caught:
+            await remote.fail()
+        assert "1234" not in str(caught.value)
+        with pytest.raises(OperationFailed, match=r"raised ValueError") as caught:
+            assert [each async for each in remote.fail_later()] == [1]
+        assert "1234" not in str(caught.value)
+        with pytest.raises(InvalidArguments, match="a"):  # what was wrong is the caller's own
+            await remote.add("x")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+async def test_tracebacks_are_in_the_log_at_debug_only(
+    level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(level, logger="strongroom")
+    async with sentinel_agent_and_client(Failing()):
+        with pytest.raises(OperationFailed, match="1234"):
+            await Agent.remote_by_address(ADDRESS).fail()
+        assert "fail() raised the password is 1234" in caplog.text
+        assert ("Traceback" in caplog.text) == (level == logging.DEBUG)

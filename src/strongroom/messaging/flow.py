@@ -19,6 +19,8 @@ from strongroom.errors import ProtocolError, StreamStalled
 from strongroom.messaging.address import new_id
 from strongroom.messaging.envelope import CreditUpdate, Envelope, FlowFlag, decode, encode
 from strongroom.messaging.link import Link, Loopback, check_size
+from strongroom.peers_log import peers_log
+from strongroom.printable import printable
 
 WINDOW = 32
 CREDIT_AFTER = 24
@@ -30,7 +32,7 @@ MAX_HELD_BYTES = 64 * 1024 * 1024
 STALL_SECONDS = 10.0
 SWEEP_SECONDS = 30.0
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 envelopes = logging.getLogger("strongroom.envelopes")
 
 Release = Callable[[], None]
@@ -216,7 +218,7 @@ class Channel:
 
     def _write(self, data: bytes) -> None:
         if envelopes.isEnabledFor(logging.DEBUG):
-            envelopes.debug("to %s: %s", self.link.name, data.decode(errors="replace"))
+            envelopes.debug("to %s: %s", self.link.name, _shown(data))
         self.link.send(data)
 
     # --- receiving ---
@@ -224,7 +226,7 @@ class Channel:
     def on_message(self, data: bytes) -> None:
         """(Receiver) Read a message."""
         if envelopes.isEnabledFor(logging.DEBUG):
-            envelopes.debug("from %s: %s", self.link.name, data.decode(errors="replace"))
+            envelopes.debug("from %s: %s", self.link.name, _shown(data))
         try:
             envelope = decode(data)
             if type(envelope.frame) is CreditUpdate:
@@ -324,3 +326,7 @@ class Channel:
 def ends_flow(envelope: Envelope) -> bool:
     """Whether this is the last message of a stream, which has a flow to itself."""
     return bool(envelope.flow_flags & FlowFlag.RESET) and envelope.flow_id == envelope.corr_id
+
+
+def _shown(data: bytes) -> str:
+    return printable(data.decode(errors="replace"))

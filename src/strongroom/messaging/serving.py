@@ -37,14 +37,17 @@ from strongroom.messaging.rpc import (
     describe,
     encode,
     read_request,
+    without_message,
 )
 from strongroom.messaging.sender import Sender
+from strongroom.peers_log import peers_log
+from strongroom.settings import Settings
 
 MAX_RUNNING = 1024
 UNREAD_STREAM_SECONDS = 300.0
 """Seconds for which a stream waits for a reader who has stopped reading."""
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 
 
 class _Caught:
@@ -79,7 +82,8 @@ class _Caught:
             return False
         self.error = describe(error, self._method, has_begun=self.has_begun)
         level = logging.INFO if self._method != "on_message" else logging.ERROR
-        log.log(level, "%s() raised", self._method, exc_info=error)
+        trace = error if log.isEnabledFor(logging.DEBUG) else None
+        log.log(level, "%s() raised %s", self._method, self.error.message, exc_info=trace)
         return True
 
     def _is_ended(self) -> bool:
@@ -93,9 +97,10 @@ class _Caught:
 class IncomingCalls:
     """The requests that run on this node."""
 
-    def __init__(self, sender: Sender, delivery: AtMostOnce) -> None:
+    def __init__(self, sender: Sender, delivery: AtMostOnce, settings: Settings) -> None:
         self._sender = sender
         self._delivery = delivery
+        self._shows_messages = settings.show_errors == "message"
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ended: set[asyncio.Task[None]] = set()
         self._queue: deque[tuple[Handler, Envelope, Data, Release]] = deque()
@@ -210,6 +215,8 @@ class IncomingCalls:
     ) -> None:
         if envelope.reply_to is None:
             return
+        if error is not None and not self._shows_messages:
+            error = without_message(error, request.method)
         has_result = error is None and result is not None and result != NULL
         response = Response(request.id, Raw(result) if has_result and result else UNSET, error)
         corr_id = envelope.corr_id or str(request.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from strongroom.messaging.envelope import (
     CapabilityWithdraw,
 )
 from strongroom.messaging.routes import ChildNames, Routes
+from strongroom.peers_log import peers_log
 
 if TYPE_CHECKING:
     from strongroom.storage.typed import KeyValueStore
@@ -32,7 +32,7 @@ CHANGES_AT_ONCE = 4096
 """Changes that a child may make at once, when it attaches or after a pause."""
 ROUTE_LIFETIME = timedelta(days=7)
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 
 NameFrame = AddressBind | AddressUnbind | CapabilityAdvertise | CapabilityWithdraw
 

@@ -172,7 +172,7 @@ class Node:
             sender=sender,
             delivery=delivery,
             outgoing=OutgoingCalls(sender, delivery),
-            incoming=IncomingCalls(sender, delivery),
+            incoming=IncomingCalls(sender, delivery, settings),
             held=HeldMessages(await stores.bindings()),
         )
 
