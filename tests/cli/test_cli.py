@@ -406,3 +406,13 @@ def test_the_package_loads_without_its_command_line() -> None:
         "sys.exit(bool({'typer', 'rich', 'apsw', 'strongroom.cli'} & sys.modules.keys()))"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("name", ["json", "typer", "msgspec", "strongroom", "secrets"])
+def test_a_file_in_the_working_directory_takes_no_modules_place(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('taken')")
+    command = [sys.executable, "-m", "strongroom", "--version"]
+    if name == "strongroom":  # Python looks there for it before any of our code runs
+        command = [str(Path(sys.executable).with_name("strongroom")), "--version"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout[:11]) == (0, "strongroom "), result.stderr
