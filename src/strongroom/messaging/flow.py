@@ -28,7 +28,9 @@ CREDIT_AFTER = 24
 MAX_HELD = 2 * WINDOW
 """Messages of one flow above which we stop reading: their sender ignores flow control."""
 MAX_FLOWS = 4096
-MAX_HELD_BYTES = 64 * 1024 * 1024
+MAX_HELD_BYTES = 512 * 1024 * 1024
+"""Bytes of one link above which we stop reading it: more than a sentinel lets wait for all readers
+together, so that those who do not read cannot stop an agent that answers them."""
 STALL_SECONDS = 10.0
 SWEEP_SECONDS = 30.0
 
