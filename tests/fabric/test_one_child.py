@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from strongroom import Agent, BaseAgent, Sentinel, operation
+from strongroom import Agent, BaseAgent, NoRoute, Sentinel, operation
 from strongroom.errors import InvalidArguments, OperationFailed
 from strongroom.nodes import child_link, children, names
 from strongroom.settings import StorageSettings
@@ -230,6 +230,23 @@ async def test_what_cannot_be_read_in_the_store_of_routes_does_not_stop_a_start(
             call.cancel()
 
 
+@pytest.mark.parametrize(("limit", "value"), [("MAX_AWAY", 5), ("MAX_AWAY_CHARACTERS", 60)])
+async def test_nodes_that_come_and_go_under_new_ids_are_not_all_remembered(
+    limit: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, limit, value)
+    async with sentinel() as hub, bound_child(hub, "stays", "stays@fame.fabric"):
+        for number in range(20):
+            async with bound_child(hub, f"n{number}", f"a{number:02}@fame.abc"):
+                pass
+            await eventually(lambda: len(hub.children.links) == 1)
+        known = [node["id"] for node in hub.describe()["nodes"]]
+        assert known == ["stays", "n15", "n16", "n17", "n18", "n19"]
+        async with raw_child(hub, "n19"), fabric(hub) as client:
+            with pytest.raises(NoRoute, match="Unroutable"):
+                await Agent.remote("a01@fame.abc", fabric=client).x()  # type: ignore[attr-defined]
+
+
 # --- messages ---
 
 
@@ -282,10 +299,10 @@ async def test_what_waits_for_a_child_that_does_not_read_is_bounded(
     monkeypatch.setattr(children, "MAX_WAITING_BYTES", 500_000)
     async with sentinel() as hub:
         async with bound_child(hub, "deaf", ADDRESS) as deaf, raw_child(hub) as link:
-            for number in range(150):
+            for number in range(400):
                 frame = {"type": "Data", "payload": "x" * 100_000}
                 place = {"replyTo": f"x@{hub.path}/raw", "corrId": str(number)}
-                await say(link, "m", frame, to=ADDRESS, flowId=f"f{number % 8}", **place)
+                await say(link, "m", frame, to=ADDRESS, flowId=f"f{number % 16}", **place)
             nack = await hear(link, "DeliveryAck")
             assert nack["frame"]["code"] == "STREAM_STALLED"
             held = hub.describe()["held"]
@@ -303,10 +320,10 @@ async def test_above_the_limit_for_all_only_those_with_more_than_their_share_are
         bound_child(hub, "deaf", "deaf@x.y") as deaf,
         raw_child(hub) as link,
     ):
-        for number in range(100):
+        for number in range(400):
             frame = {"type": "Data", "payload": "x" * 100_000}
             place = {"replyTo": f"x@{hub.path}/raw", "corrId": str(number)}
-            await say(link, "m", frame, to="deaf@x.y", flowId=f"f{number % 4}", **place)
+            await say(link, "m", frame, to="deaf@x.y", flowId=f"f{number % 16}", **place)
         assert (await hear(link, "DeliveryAck"))["frame"]["code"] == "STREAM_STALLED"
         assert hub.describe()["held"]["waiting_bytes"] < 2_200_000
         assert len(await Agent.remote_by_address(ADDRESS).echo("y" * 100_000)) == 100_000
