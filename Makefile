@@ -16,7 +16,7 @@ EXAMPLE := examples/encrypted-storage
 QUICK := tests/cli/test_cli.py tests/disk/test_file_format.py tests/keys/test_audit.py \
 	tests/nodes/test_admin.py tests/storage/test_conformance.py tests/storage/test_typed.py \
 	tests/test_settings.py $(addprefix tests/fabric/test_,address.py agents.py captures.py \
-	envelope.py limits.py processes.py routes.py spine.py)
+	envelope.py limits.py processes.py routes.py spine.py strangers.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-runtime test test-all test-quick test-integrations check format bench demo init start run run-verbose stop status logs clean

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -93,6 +94,22 @@ def test_everything_that_the_image_copies_gets_into_the_build() -> None:
         found = list(ROOT.glob(name))
         assert found
         assert all(_is_in_build_context(str(path.relative_to(ROOT))) for path in found)
+
+
+def test_the_image_installs_the_tested_versions_by_their_hashes() -> None:
+    assert "--require-hashes -r image-requirements.txt" in _dockerfile()
+    text = (EXAMPLE / "image-requirements.txt").read_text()
+    pinned = re.findall(
+        r"^([a-z0-9-]+)==(\S+)(?: ;.*?)? \\\n    --hash=sha256:", text, re.MULTILINE
+    )
+    assert len(pinned) == len(re.findall(r"^[a-z]", text, re.MULTILINE))
+    constraints = (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
+    tested = dict(line.split("==") for line in constraints.split())
+    assert all(tested.get(name, version) == version for name, version in pinned)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {line.split()[0] for line in project["dependencies"]}
+    assert needed <= dict(pinned).keys()
+    assert {"uvloop", "hatchling"} <= dict(pinned).keys()
 
 
 def _dockerfile() -> str:

@@ -223,6 +223,14 @@ class Settings:
         3.0,
         parse=_seconds,
     )
+    show_errors: str = _variable(
+        "FAME_SHOW_ERRORS",
+        "what callers learn of an exception of an operation: `message`, its type and message, or "
+        "`type`, only its type",
+        "message",
+        parse=str.lower,
+        choices=("message", "type"),
+    )
     show_envelopes: bool = _variable(
         "FAME_SHOW_ENVELOPES", "whether to log every envelope", default=False, parse=_flag
     )

@@ -458,3 +458,13 @@ def test_messages_that_were_set_aside_are_shown_retried_and_dropped(
     assert run("delivery", "retry", "one").out == "Message one will be tried again.\n"
     assert run("delivery", "drop", "two").out == "Message two is deleted.\n"
     assert [each["id"] for each in run("delivery", "drop", "--all", "--json").json] == ["three"]
+
+
+@pytest.mark.parametrize("name", ["json", "typer", "msgspec", "strongroom", "secrets"])
+def test_a_file_in_the_working_directory_takes_no_modules_place(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('taken')")
+    command = [sys.executable, "-m", "strongroom", "--version"]
+    if name == "strongroom":  # Python looks there for it before any of our code runs
+        command = [str(Path(sys.executable).with_name("strongroom")), "--version"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout[:11]) == (0, "strongroom "), result.stderr

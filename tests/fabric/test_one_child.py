@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import ClientConnection
 
-from strongroom import Agent, BaseAgent, Sentinel, operation
+from strongroom import Agent, BaseAgent, NoRoute, Sentinel, operation
+from strongroom.errors import InvalidArguments, OperationFailed
 from strongroom.nodes import child_link, children, names
 from strongroom.settings import StorageSettings
 from strongroom.storage import MemoryProvider, Write
@@ -228,6 +230,23 @@ async def test_what_cannot_be_read_in_the_store_of_routes_does_not_stop_a_start(
             call.cancel()
 
 
+@pytest.mark.parametrize(("limit", "value"), [("MAX_AWAY", 5), ("MAX_AWAY_CHARACTERS", 60)])
+async def test_nodes_that_come_and_go_under_new_ids_are_not_all_remembered(
+    limit: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, limit, value)
+    async with sentinel() as hub, bound_child(hub, "stays", "stays@fame.fabric"):
+        for number in range(20):
+            async with bound_child(hub, f"n{number}", f"a{number:02}@fame.abc"):
+                pass
+            await eventually(lambda: len(hub.children.links) == 1)
+        known = [node["id"] for node in hub.describe()["nodes"]]
+        assert known == ["stays", "n15", "n16", "n17", "n18", "n19"]
+        async with raw_child(hub, "n19"), fabric(hub) as client:
+            with pytest.raises(NoRoute, match="Unroutable"):
+                await Agent.remote("a01@fame.abc", fabric=client).x()  # type: ignore[attr-defined]
+
+
 # --- messages ---
 
 
@@ -280,10 +299,10 @@ async def test_what_waits_for_a_child_that_does_not_read_is_bounded(
     monkeypatch.setattr(children, "MAX_WAITING_BYTES", 500_000)
     async with sentinel() as hub:
         async with bound_child(hub, "deaf", ADDRESS) as deaf, raw_child(hub) as link:
-            for number in range(150):
+            for number in range(400):
                 frame = {"type": "Data", "payload": "x" * 100_000}
                 place = {"replyTo": f"x@{hub.path}/raw", "corrId": str(number)}
-                await say(link, "m", frame, to=ADDRESS, flowId=f"f{number % 8}", **place)
+                await say(link, "m", frame, to=ADDRESS, flowId=f"f{number % 16}", **place)
             nack = await hear(link, "DeliveryAck")
             assert nack["frame"]["code"] == "STREAM_STALLED"
             held = hub.describe()["held"]
@@ -301,10 +320,10 @@ async def test_above_the_limit_for_all_only_those_with_more_than_their_share_are
         bound_child(hub, "deaf", "deaf@x.y") as deaf,
         raw_child(hub) as link,
     ):
-        for number in range(100):
+        for number in range(400):
             frame = {"type": "Data", "payload": "x" * 100_000}
             place = {"replyTo": f"x@{hub.path}/raw", "corrId": str(number)}
-            await say(link, "m", frame, to="deaf@x.y", flowId=f"f{number % 4}", **place)
+            await say(link, "m", frame, to="deaf@x.y", flowId=f"f{number % 16}", **place)
         assert (await hear(link, "DeliveryAck"))["frame"]["code"] == "STREAM_STALLED"
         assert hub.describe()["held"]["waiting_bytes"] < 2_200_000
         assert len(await Agent.remote_by_address(ADDRESS).echo("y" * 100_000)) == 100_000
@@ -382,3 +401,44 @@ async def test_a_value_of_any_depth_harms_nobody_else(depth: int) -> None:
         await link.send(text.replace('"payload": 0', f'"payload": {payload}').encode())
         assert await Agent.remote_by_address(ADDRESS).depth([[]]) == 1
         assert links <= {each.link for each in hub.children.links}
+
+
+class Failing(BaseAgent[Any]):
+    @operation
+    async def fail(self) -> None:
+        raise ValueError("the password is 1234")
+
+    @operation(streaming=True)
+    async def fail_later(self) -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("the password is 1234")
+
+    @operation
+    async def add(self, a: int) -> int:
+        return a
+
+
+async def test_with_show_errors_type_callers_do_not_learn_messages_of_exceptions() -> None:
+    async with sentinel() as hub, fabric(hub, show_errors="type") as node, fabric(hub) as client:
+        await node.serve(Failing(), ADDRESS)
+        remote = Failing.remote(ADDRESS, fabric=client)
+        with pytest.raises(OperationFailed, match=r"fail\(\) raised ValueError") as caught:
+            await remote.fail()
+        assert "1234" not in str(caught.value)
+        with pytest.raises(OperationFailed, match=r"raised ValueError") as caught:
+            assert [each async for each in remote.fail_later()] == [1]
+        assert "1234" not in str(caught.value)
+        with pytest.raises(InvalidArguments, match="a"):  # what was wrong is the caller's own
+            await remote.add("x")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+async def test_tracebacks_are_in_the_log_at_debug_only(
+    level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(level, logger="strongroom")
+    async with sentinel_agent_and_client(Failing()):
+        with pytest.raises(OperationFailed, match="1234"):
+            await Agent.remote_by_address(ADDRESS).fail()
+        assert "fail() raised the password is 1234" in caplog.text
+        assert ("Traceback" in caplog.text) == (level == logging.DEBUG)

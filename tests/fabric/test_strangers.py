@@ -15,26 +15,9 @@ from strongroom import Sentinel
 from strongroom.messaging import listening
 from strongroom.nodes import children
 from support.fabrics import eventually, fabric, sentinel
-from support.peer import PATH, close_code, raw_child, say
+from support.peer import attach, close_code, masked, raw_child, say, upgrade
 
-REQUEST = (
-    f"GET {PATH}raw HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-).encode()
-ATTACH = b'{"id":"1","corrId":"c","frame":{"type":"NodeAttach","systemId":"raw"}}'
-NO_MASK = bytes(4)
-
-
-def masked(opcode: int, data: bytes, size: int | None = None) -> bytes:
-    """A WebSocket frame of a client; `size` is the length that its head claims."""
-    length = len(data) if size is None else size
-    if length < 126:
-        head = bytes((0x80 | opcode, 0x80 | length))
-    elif length < 65536:
-        head = bytes((0x80 | opcode, 0x80 | 126)) + length.to_bytes(2)
-    else:
-        head = bytes((0x80 | opcode, 0x80 | 127)) + length.to_bytes(8)
-    return head + NO_MASK + data
+REQUEST = upgrade("raw")
 
 
 @contextlib.asynccontextmanager
@@ -93,7 +76,7 @@ async def test_a_stranger_has_little_time(sent: bytes, monkeypatch: pytest.Monke
     "flood",
     [
         b"x" * 200_000,
-        REQUEST + masked(2, b" " * 100_000, 250_000),
+        REQUEST + masked(2, b" " * 100_000, size=250_000),
         REQUEST + masked(2, b" " * 1000) * 100,
         REQUEST + masked(9, b"x" * 125) * 1000,
     ],
@@ -137,7 +120,7 @@ async def test_only_attached_nodes_count_as_children(monkeypatch: pytest.MonkeyP
 
 async def test_pings_of_a_peer_that_does_not_read_fill_no_memory() -> None:
     async with sentinel() as hub, connection(hub, REQUEST) as (_, writer):
-        writer.write(masked(2, ATTACH))
+        writer.write(attach("raw"))
         await eventually(lambda: [each for each in hub.children.links if each.system_id])
         [child] = hub.children.links
         pings = masked(9, b"x" * 125) * 1000

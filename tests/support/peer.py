@@ -1,4 +1,4 @@
-"""A bare WebSocket peer, which sends exactly what a test gives it."""
+"""A bare WebSocket peer, which sends exactly what a test gives it, in messages or in bytes."""
 
 from __future__ import annotations
 
@@ -41,3 +41,34 @@ async def close_code(link: ClientConnection) -> tuple[int | None, str | None]:
             while True:
                 await link.recv()
     return link.close_code, link.close_reason
+
+
+# --- bytes, for a peer that is no WebSocket client ---
+
+
+def masked(opcode: int, data: bytes, *, fin: bool = True, size: int | None = None) -> bytes:
+    """A WebSocket frame of a client; `size` is the length that its head claims."""
+    length = len(data) if size is None else size
+    first = (0x80 if fin else 0) | opcode
+    if length < 126:
+        head = bytes((first, 0x80 | length))
+    elif length < 65536:
+        head = bytes((first, 0x80 | 126)) + length.to_bytes(2)
+    else:
+        head = bytes((first, 0x80 | 127)) + length.to_bytes(8)
+    return head + bytes(4) + data  # a mask of zeros changes nothing
+
+
+def upgrade(name: str) -> bytes:
+    """The request for a link under a node's name."""
+    return (
+        f"GET {PATH}{name} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ).encode()
+
+
+def attach(name: str) -> bytes:
+    """The first message on a link."""
+    frame = {"type": "NodeAttach", "systemId": name}
+    return masked(2, json.dumps({"id": "1", "corrId": "c", "frame": frame}).encode())

@@ -19,6 +19,8 @@ from strongroom.errors import ProtocolError, StreamStalled
 from strongroom.messaging.address import new_id
 from strongroom.messaging.envelope import CreditUpdate, Envelope, FlowFlag, decode, encode
 from strongroom.messaging.link import Link, Loopback, check_size
+from strongroom.peers_log import peers_log
+from strongroom.printable import printable
 
 WINDOW = 32
 CREDIT_AFTER = 24
@@ -26,11 +28,13 @@ CREDIT_AFTER = 24
 MAX_HELD = 2 * WINDOW
 """Messages of one flow above which we stop reading: their sender ignores flow control."""
 MAX_FLOWS = 4096
-MAX_HELD_BYTES = 64 * 1024 * 1024
+MAX_HELD_BYTES = 512 * 1024 * 1024
+"""Bytes of one link above which we stop reading it: more than a sentinel lets wait for all readers
+together, so that those who do not read cannot stop an agent that answers them."""
 STALL_SECONDS = 10.0
 SWEEP_SECONDS = 30.0
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 envelopes = logging.getLogger("strongroom.envelopes")
 
 Release = Callable[[], None]
@@ -218,7 +222,7 @@ class Channel:
 
     def _write(self, data: bytes) -> None:
         if self._shows:
-            envelopes.debug("to %s: %s", self.link.name, data.decode(errors="replace"))
+            envelopes.debug("to %s: %s", self.link.name, _shown(data))
         self.link.send(data)
 
     # --- receiving ---
@@ -226,7 +230,7 @@ class Channel:
     def on_message(self, data: bytes) -> None:
         """(Receiver) Read a message."""
         if self._shows:
-            envelopes.debug("from %s: %s", self.link.name, data.decode(errors="replace"))
+            envelopes.debug("from %s: %s", self.link.name, _shown(data))
         try:
             envelope = decode(data)
             if type(envelope.frame) is CreditUpdate:
@@ -327,3 +331,7 @@ class Channel:
 def ends_flow(envelope: Envelope) -> bool:
     """Whether this is the last message of a stream, which has a flow to itself."""
     return bool(envelope.flow_flags & FlowFlag.RESET) and envelope.flow_id == envelope.corr_id
+
+
+def _shown(data: bytes) -> str:
+    return printable(data.decode(errors="replace"))

@@ -7,7 +7,6 @@ and they send little; the next one waits in the kernel until there is a place.
 from __future__ import annotations
 
 import asyncio
-import logging
 import resource
 import socket
 from http import HTTPStatus
@@ -19,6 +18,7 @@ import picows
 from strongroom.errors import ListenFailed
 from strongroom.messaging.address import is_node_id
 from strongroom.messaging.link import OPTIONS, Link, Listener
+from strongroom.peers_log import peers_log
 from strongroom.settings import ATTACH_PATH, HEALTH_PATH
 
 MAX_STRANGERS = 128
@@ -36,7 +36,7 @@ READ_BUFFER_BYTES = 2048
 _DOWNSTREAM = f"{ATTACH_PATH}/"
 _ATTACH = ATTACH_PATH.removesuffix("downstream")
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 
 
 class Port:

@@ -188,6 +188,17 @@ def describe(error: BaseException, method: str, *, has_begun: bool) -> ErrorDeta
     )
 
 
+def without_message(error: ErrorDetail, method: str) -> ErrorDetail:
+    """The same error with no more of what an operation raised than its type.
+
+    Errors in a call's arguments are left as they are: their messages are ours.
+    """
+    if error.code != OPERATION_FAILED or not isinstance(error.data, dict):
+        return error
+    text = f"{method}() raised {error.data['type']}."
+    return ErrorDetail(OPERATION_FAILED, text, error.data)
+
+
 def _message(error: BaseException, what: str) -> str:
     try:
         text = str(error)

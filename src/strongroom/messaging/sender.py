@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Protocol
 
 from strongroom.errors import FabricError, NoRoute, ProtocolError
@@ -11,12 +10,13 @@ from strongroom.messaging.bindings import Bindings
 from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, encode
 from strongroom.messaging.flow import Channel, Release, ends_flow
 from strongroom.messaging.link import Loopback
+from strongroom.peers_log import peers_log
 
 MAX_DESTINATIONS = 512
 FLOWS_PER_DESTINATION = 4
 MAX_WAITING_ACKS = 1024
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 
 
 class NodeEvents(Protocol):

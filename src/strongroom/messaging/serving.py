@@ -38,8 +38,10 @@ from strongroom.messaging.rpc import (
     describe,
     encode,
     read_request,
+    without_message,
 )
 from strongroom.messaging.sender import Sender
+from strongroom.peers_log import peers_log
 from strongroom.settings import Settings
 
 _CALL = ReplyType.REPLY | ReplyType.STREAM
@@ -48,7 +50,7 @@ READER_CHECK_SECONDS = 2.0
 UNREAD_STREAM_SECONDS = 300.0
 """Seconds for which a stream waits for a reader who has stopped reading."""
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 
 
 class _Caught:
@@ -83,7 +85,8 @@ class _Caught:
             return False
         self.error = describe(error, self._method, has_begun=self.has_begun)
         level = logging.INFO if self._method != "on_message" else logging.ERROR
-        log.log(level, "%s() raised", self._method, exc_info=error)
+        trace = error if log.isEnabledFor(logging.DEBUG) else None
+        log.log(level, "%s() raised %s", self._method, self.error.message, exc_info=trace)
         return True
 
     def _is_ended(self) -> bool:
@@ -109,6 +112,7 @@ class IncomingCalls:
     def __init__(self, sender: Sender, delivery: AtMostOnce, settings: Settings) -> None:
         self._sender = sender
         self._delivery = delivery
+        self._shows_messages = settings.show_errors == "message"
         self._grace_seconds = settings.stop_grace_seconds
         self._calls = Places(settings.max_running_calls)
         self._streams = Places(settings.max_open_streams)
@@ -299,6 +303,8 @@ class IncomingCalls:
     ) -> None:
         if envelope.reply_to is None:
             return
+        if error is not None and not self._shows_messages:
+            error = without_message(error, request.method)
         has_result = error is None and result is not None and result != NULL
         response = Response(request.id, Raw(result) if has_result and result else UNSET, error)
         corr_id = envelope.corr_id or str(request.id)

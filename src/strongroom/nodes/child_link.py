@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
+from msgspec import Struct
 
 from strongroom.errors import CallError, ProtocolError
 from strongroom.messaging.address import new_id
@@ -13,11 +13,12 @@ from strongroom.messaging.envelope import ROUTED, Data, Envelope, ReplyType
 from strongroom.messaging.flow import Channel, Release, Waiting, ends_flow
 from strongroom.messaging.link import Link
 from strongroom.messaging.rpc import read_response
+from strongroom.peers_log import peers_log
 
 MAX_CALLS_UNDER_WAY = 8192
 """Calls of one child that are remembered until they are answered."""
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 
 CallKey = tuple[str, str]
 """The `corrId` and `replyTo` of a call. No other child may use the same `replyTo`."""
@@ -36,7 +37,7 @@ class ChildEvents(Protocol):
         """The link is gone."""
 
 
-class CallUnderWay(NamedTuple):
+class CallUnderWay(Struct, gc=False):
     """What is needed to tell a caller that its call was cut off."""
 
     request_id: str
@@ -46,7 +47,10 @@ class CallUnderWay(NamedTuple):
 
 
 class ChildLink:
-    """The link of one child, and the calls under way to it."""
+    """The link of one child, and the calls under way to it.
+
+    `reply_to` is the last one that was found to lead to the child: it seldom writes another.
+    """
 
     def __init__(self, children: ChildEvents, link: Link, waiting: Waiting) -> None:
         self._children = children
@@ -55,6 +59,7 @@ class ChildLink:
         self.under_way: dict[CallKey, CallUnderWay] = {}
         self.channel = Channel(link, self, waiting)
         self.nack_flow_id = new_id()
+        self.reply_to: str | None = None
         self._called: dict[CallKey, ChildLink] = {}
 
     def on_attached(self, system_id: str) -> None:
@@ -88,23 +93,24 @@ class ChildLink:
         if envelope.corr_id is None or envelope.reply_to is None:
             return
         key = (envelope.corr_id, envelope.reply_to)
-        is_stream = bool(envelope.rtype & ReplyType.STREAM)
-        self.under_way[key] = CallUnderWay(envelope.id, envelope.trace_id, is_stream, caller)
         if caller is not None:
             caller.record_call(key, self)
+        is_stream = bool(envelope.rtype & ReplyType.STREAM)
+        self.under_way[key] = CallUnderWay(envelope.id, envelope.trace_id, is_stream, caller)
 
     def record_call(self, key: CallKey, callee: ChildLink) -> None:
         """Remember to whom a call of this child went. Of too many, forget the oldest."""
-        before = self._called.pop(key, None)
-        if before is not None and before is not callee:
-            before.under_way.pop(key, None)
-        if len(self._called) >= MAX_CALLS_UNDER_WAY:
+        if (before := self._called.get(key)) is not None:
+            before.under_way.pop(key, None)  # it was sent again, and perhaps to another
+        elif len(self._called) >= MAX_CALLS_UNDER_WAY:
             oldest = next(iter(self._called))
             self._called.pop(oldest).under_way.pop(oldest, None)
         self._called[key] = callee
 
     def record_answer(self, envelope: Envelope) -> None:
         """Forget the call that a message from this child ends."""
+        if not self.under_way:
+            return
         key = (envelope.corr_id or "", envelope.to or "")
         call = self.under_way.get(key)
         if call is not None and (not call.is_stream or _ends_stream(envelope)):

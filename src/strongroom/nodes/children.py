@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from itertools import chain
@@ -50,6 +49,7 @@ from strongroom.messaging.sender import NodeEvents, WayOut
 from strongroom.nodes.background import BackgroundTasks
 from strongroom.nodes.child_link import ChildLink
 from strongroom.nodes.names import NameFrame, Names, Route, stored
+from strongroom.peers_log import peers_log
 from strongroom.settings import Settings
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ MAX_WAITING_BYTES = 32 * 1024 * 1024
 MAX_ALL_WAITING_BYTES = 256 * 1024 * 1024
 """The same for all children: above it, those for whom more than their share waits get no more."""
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 
 
 class _Waiting(NamedTuple):
@@ -322,14 +322,17 @@ class Children(WayOut):
         """Forward a message unchanged, or hand it to the sentinel's own node."""
         source.record_answer(envelope)
         try:
-            self._check_reply_to(source, envelope)
+            reply_to = envelope.reply_to
+            if reply_to is not None and reply_to != source.reply_to:
+                self._check_reply_to(source, reply_to)
             if self._bindings.is_here(envelope):
                 self._events.on_message(envelope, release)
                 return
             child = self._find(envelope)
             if child is source:  # it sent this to us because it does not have the address
                 raise NoRoute(f"Unroutable to {envelope.to}", code=NackCode.NO_ROUTE)
-            self._check_room(child)
+            if child.channel.waiting_bytes:
+                self._check_room(child)
             flow_id = envelope.flow_id or ""
             child.channel.enqueue(flow_id, data, release)
         except (NoRoute, InvalidAddress, StreamStalled) as error:
@@ -341,11 +344,12 @@ class Children(WayOut):
         if ends_flow(envelope):
             child.channel.end_flow(flow_id)
 
-    def _check_reply_to(self, source: ChildLink, envelope: Envelope) -> None:
+    def _check_reply_to(self, source: ChildLink, reply_to: str) -> None:
         """Answers must not go to a node that did not ask."""
-        reply_to, system_id = envelope.reply_to, source.system_id
-        if reply_to is not None and not self._names.leads_to(system_id or "", reply_to):
+        if not self._names.leads_to(source.system_id or "", reply_to):
             raise InvalidAddress("The replyTo of the message is not an address of its sender.")
+        if self._names.routes.owner(reply_to) is None:  # by its path, so it stays so
+            source.reply_to = reply_to
 
     def _check_room(self, child: ChildLink) -> None:
         limit = MAX_WAITING_BYTES

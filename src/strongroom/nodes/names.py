@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from strongroom.messaging.envelope import (
     CapabilityWithdraw,
 )
 from strongroom.messaging.routes import ChildNames, Routes
+from strongroom.peers_log import peers_log
 
 if TYPE_CHECKING:
     from strongroom.storage.typed import KeyValueStore
@@ -30,9 +30,12 @@ MAX_CHARACTERS = 256 * 1024
 CHANGES_PER_SECOND = 100
 CHANGES_AT_ONCE = 4096
 """Changes that a child may make at once, when it attaches or after a pause."""
+MAX_AWAY = 16_384
+"""Children that are remembered while they are away, besides ROUTE_LIFETIME."""
+MAX_AWAY_CHARACTERS = 64 * 1024 * 1024
 ROUTE_LIFETIME = timedelta(days=7)
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 
 NameFrame = AddressBind | AddressUnbind | CapabilityAdvertise | CapabilityWithdraw
 
@@ -76,6 +79,7 @@ class Names:
         self._loop = asyncio.get_running_loop()
         self._records: dict[str, _Record] = {}
         self._away: dict[str, float] = {}
+        self._away_characters = 0
 
     async def load(self) -> None:
         """Read what the last run stored. A record that cannot be used is left where it is."""
@@ -90,7 +94,7 @@ class Names:
                     self.routes.advertise(system_id, address, capabilities)
             except (RecordInvalid, InvalidAddress) as error:
                 log.warning("the stored names of %s are left aside: %s", system_id, error)
-            self._away[system_id] = self._loop.time()
+            self._is_away(system_id)
 
     def path_of(self, system_id: str) -> str:
         """The physical path of a child."""
@@ -158,11 +162,14 @@ class Names:
         async with record.lock:  # all who wait here share the next write
             if record.stored >= change:
                 return
-            newest = record.changes
+            newest, child = record.changes, self.routes.children.get(system_id)
+            if child is None:  # it has no names, and is gone
+                await self._store.delete(system_id)
+                return
             route = Route(
                 system_id=system_id,
                 path=self.path_of(system_id),
-                addresses=stored(self.routes.child(system_id)),
+                addresses=stored(child),
                 expires=datetime.now(UTC) + ROUTE_LIFETIME,
             )
             await self._store.set(system_id, route)
@@ -170,28 +177,37 @@ class Names:
 
     def attach(self, system_id: str) -> None:
         """A child is there."""
-        self._away.pop(system_id, None)
+        if self._away.pop(system_id, None) is not None:
+            self._away_characters -= self.routes.child(system_id).characters
         self.routes.attach(system_id)
 
     def left(self, system_id: str) -> None:
         """A child is gone, and may come back."""
         self.routes.left(system_id)
         self._records.pop(system_id, None)
-        self._away[system_id] = self._loop.time()
+        self._is_away(system_id)
+
+    def _is_away(self, system_id: str) -> None:
+        child = self.routes.children.get(system_id)
+        if child is not None:  # it has names
+            self._away[system_id] = self._loop.time()
+            self._away_characters += child.characters
 
     async def forget_long_gone(self) -> None:
-        """Forget the children that have been away for longer than ROUTE_LIFETIME."""
+        """Forget those who left first, if that was long ago or there are too many."""
         oldest = self._loop.time() - ROUTE_LIFETIME.total_seconds()
         gone = []
-        for system_id, left in self._away.items():  # those that left first come first
-            if left > oldest:
+        while self._away:
+            system_id, left = next(iter(self._away.items()))
+            too_many = len(self._away) > MAX_AWAY or self._away_characters > MAX_AWAY_CHARACTERS
+            if left > oldest and not too_many:
                 break
+            del self._away[system_id]
+            self._away_characters -= self.routes.child(system_id).characters
+            self.routes.forget(system_id)
             gone.append(system_id)
         for system_id in gone:
-            del self._away[system_id]
-            if system_id in self.routes.children:
-                self.routes.forget(system_id)
-                await self._store.delete(system_id)
+            await self._store.delete(system_id)
 
 
 def stored(child: ChildNames) -> dict[str, list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -32,6 +31,7 @@ from strongroom.messaging.envelope import (
 from strongroom.messaging.flow import Channel, Release
 from strongroom.messaging.link import dial
 from strongroom.messaging.sender import NodeEvents, WayOut
+from strongroom.peers_log import peers_log
 from strongroom.settings import Settings
 
 ANSWER_SECONDS = 10.0
@@ -41,7 +41,7 @@ LAST_DELAY_SECONDS = 1.0
 ROUTES_RETURN_SECONDS = 10.0
 """Seconds after a sentinel's restart during which a missing route is retried."""
 
-log = logging.getLogger(__name__)
+log = peers_log(__name__)
 
 Ack = TypeVar("Ack", bound=ControlAck)
 
