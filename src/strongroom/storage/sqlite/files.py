@@ -47,6 +47,7 @@ from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META
 from strongroom.storage.records import Clock, Record
 from strongroom.storage.sqlite import tables
+from strongroom.storage.sqlite.open_files import OpenFiles
 from strongroom.threads import Threads
 
 # Keys of the records in NODE_META that are about the files.
@@ -93,6 +94,7 @@ class StoreFiles:
         self.directory = settings.directory.absolute()
         self.encrypts = encrypts
         self.clock = clock
+        self.open_files = OpenFiles()
         self.watermarks: dict[str, Watermark] = {}
         self.seen: KeystoreSeen | None = None
         self._settings = settings
