@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from strongroom.disk import database
+from strongroom.errors import StoreUnavailable
 from strongroom.storage.sqlite.open_files import OpenFiles, most_open
 
 PROGRAM = """
@@ -44,13 +47,27 @@ def run(directory: Path, *, limit: int, number: int) -> None:
 
 
 def test_more_namespaces_are_used_than_files_may_be_open(tmp_path: Path) -> None:
-    run(tmp_path / "data", limit=120, number=30)
+    run(tmp_path / "data", limit=128, number=30)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_thousand_namespaces_are_used_with_the_usual_limit(tmp_path: Path) -> None:
     run(tmp_path / "data", limit=1024, number=2000)
+
+
+def test_a_process_with_too_many_open_files_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "notes.db"
+    database.create(path, None, lambda connection: connection.execute("CREATE TABLE note (text)"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(StoreUnavailable, match=r"too many open files.*ulimit"):
+            database.open_existing(path, None, check_log=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Store:

@@ -19,6 +19,8 @@ DESCRIPTORS_PER_STORE = 8
 MOST_OPEN = 1000
 """An open store also takes a thread and memory."""
 OPENING_AT_ONCE = 8
+WAIT_SECONDS = 1.0
+WAITS = 200
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._open: dict[Closable, None] = {}
+        self._being_opened = 0
         self._turns = asyncio.Semaphore(OPENING_AT_ONCE)
 
     @contextlib.asynccontextmanager
@@ -59,7 +62,11 @@ class OpenFiles:
         """Close stores that were not used lately until the block has room to open one."""
         async with self._turns:
             await self._make_room()
-            yield
+            self._being_opened += 1
+            try:
+                yield
+            finally:
+                self._being_opened -= 1
 
     def opened(self, store: Closable) -> None:
         """Note that `store` is open."""
@@ -73,9 +80,20 @@ class OpenFiles:
         """Whether `store` is open."""
         return store in self._open
 
+    def _has_room(self) -> bool:
+        return len(self._open) + self._being_opened < most_open()
+
     async def _make_room(self) -> None:
+        """If all are in use, wait for one; but not for long, as a watch may keep it for days."""
+        for _ in range(WAITS):
+            await self._close_unused()
+            if self._has_room():
+                return
+            await asyncio.sleep(WAIT_SECONDS / WAITS)
+
+    async def _close_unused(self) -> None:
         for store in [*self._open, *self._open]:  # a store that was used has a second chance
-            if len(self._open) < most_open():
+            if self._has_room():
                 return
             if not self.is_open(store):
                 continue
