@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -159,9 +160,20 @@ def explain(error: apsw.Error, path: Path, namespace: str | None = None) -> Stor
         reason, remedy = "the disk is full", "free some space; the store then works again"
     elif isinstance(error, apsw.ReadOnlyError):
         reason, remedy = "it may not be written", "check the owner and mode of file and directory"
+    elif isinstance(error, apsw.CantOpenError) and not _may_open_files():
+        reason, remedy = "the process has too many open files", "raise its limit: ulimit -n 65536"
     else:
         reason, remedy = str(error), "check the disk and the system's log"
     return StoreUnavailable(f"{path}: {reason}.", remedy=remedy, path=path, namespace=namespace)
+
+
+def _may_open_files() -> bool:
+    """Whether this process may open one more file; SQLite does not say why it could not."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _connect(path: Path | str, key: FileKey | None, *, read_only: bool) -> apsw.Connection:

@@ -109,7 +109,7 @@ class Connections:
         while self.is_closed or self.writer is None or self.writer.broken:
             if self.writer is not None:
                 await self._close_broken()
-            async with self._opening:
+            async with self._files.open_files.room(), self._opening:
                 if self.is_closed:
                     self.refuse_closed()
                 self._refuse_if_damaged()
@@ -152,6 +152,7 @@ class Connections:
             clock=self._files.clock,
             listener=self._listener,
         )
+        self._files.open_files.opened(self)
         self._listener.on_open(is_marked=opened.is_marked)
 
     def _open_file(self) -> tuple[Opened, apsw.Connection, Guard]:
@@ -232,6 +233,7 @@ class Connections:
                     await writer.run(last)
             finally:
                 await writer.close()
+        self._files.open_files.closed(self)
         self._listener.on_disconnect()
 
     def refuse_closed(self) -> NoReturn:

@@ -56,6 +56,7 @@ from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META
 from strongroom.storage.records import Clock, Record
 from strongroom.storage.sqlite import tables
+from strongroom.storage.sqlite.open_files import OpenFiles
 from strongroom.threads import Threads
 
 # Keys of the records in NODE_META that are about the files.
@@ -107,6 +108,7 @@ class StoreFiles:
         self.encrypts = encrypts
         self.clock = clock
         self.commits = Commits(self.directory)
+        self.open_files = OpenFiles()
         self.watermarks: dict[str, Watermark] = {}
         self.seen: KeystoreSeen | None = None
         self._settings = settings

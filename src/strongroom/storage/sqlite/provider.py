@@ -19,7 +19,7 @@ from strongroom.errors import (
 )
 from strongroom.keys.audit import AuditLine
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
-from strongroom.keys.keystore import KeyState
+from strongroom.keys.keystore import DataKey, KeyState
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META, StorageProvider
@@ -27,6 +27,7 @@ from strongroom.storage.records import Clock, OnProgress, Write, check_namespace
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.connections import Connections
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, KeystoreSeen, StoreFiles, Watermark
+from strongroom.storage.sqlite.open_files import raise_descriptor_limit
 from strongroom.storage.sqlite.rotation import STEP_PAGES, RekeyedCopy
 from strongroom.storage.sqlite.store import SqliteStore
 from strongroom.threads import Threads, finish
@@ -64,6 +65,7 @@ class SqliteProvider(StorageProvider):
                 f"The storage in {self.files.directory} was started already.",
                 remedy="without start(), which open_provider(settings) has called",
             )
+        raise_descriptor_limit()
         try:
             await self.files.acquire()
             left_open = await self._threads.run(self.files.left_open)
@@ -230,6 +232,14 @@ class SqliteProvider(StorageProvider):
         head = await connections.run_on_writer(tables.head)
         if head.file_id == key.file_id:
             return  # the copy is there already; only the keystore could not be saved
+        connections.calls += 1  # opened again meanwhile, it would be another connection
+        try:
+            await self._copy(connections, key, on_progress)
+        finally:
+            connections.calls -= 1
+
+    async def _copy(self, connections: Connections, key: DataKey, on_progress: OnProgress) -> None:
+        namespace = connections.namespace
         copy = await self._threads.open(
             lambda: RekeyedCopy(connections.path, namespace, key), RekeyedCopy.discard
         )
