@@ -6,13 +6,21 @@ import atexit
 import functools
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from strongroom.settings import StorageSettings
+from strongroom.storage import Clock, StorageProvider, open_provider, system_clock
+from strongroom.storage.postgres.provider import PostgresProvider
 from support.processes import free_port
 
 ROLE = "strongroom"
@@ -95,3 +103,23 @@ def server() -> PostgresServer:
     atexit.register(started.remove)
     started.start()
     return started
+
+
+def postgres(settings: StorageSettings, clock: Clock) -> StorageProvider:
+    """A provider in the space `strongroom` of the server of this test run."""
+    return PostgresProvider(replace(settings, directory=None, url=server().url), clock)
+
+
+@asynccontextmanager
+async def opened(url: str, clock: Clock = system_clock, **settings: Any) -> AsyncIterator[Any]:
+    """An open provider on the server of `url`, closed at the end."""
+    provider = await open_provider(StorageSettings(profile="postgres", url=url, **settings), clock)
+    try:
+        yield provider
+    finally:
+        await provider.close()
+
+
+def new_space() -> str:
+    """The name of a space that no other test uses."""
+    return f"s{secrets.token_hex(8)}"

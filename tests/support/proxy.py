@@ -18,11 +18,17 @@ class Proxy:
         self.cut_after: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._silent: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
         """Break every connection at once, as a reset does."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def swallow(self) -> None:
+        """Let all further answers on the connections that exist now vanish."""
+        self._silent |= self._clients
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -32,6 +38,7 @@ class Proxy:
             return
         pair = {writer, onward[1]}
         self._writers |= pair
+        self._clients.add(writer)
         for source, sink in ((reader, onward[1]), (onward[0], writer)):
             task = asyncio.create_task(self._pass_on(source, sink, pair))
             self._tasks.add(task)
@@ -46,6 +53,8 @@ class Proxy:
         with suppress(OSError):
             while data := await source.read(65536):
                 await self.flowing.wait()
+                if sink in self._silent:
+                    continue
                 if self.cut_after is not None and len(data) > self.cut_after:
                     sink.write(data[: self.cut_after])  # a part of a frame, and then the end
                     await sink.drain()
@@ -55,6 +64,7 @@ class Proxy:
         for writer in pair:
             writer.transport.abort()
         self._writers -= pair
+        self._clients -= pair
 
     async def stop(self) -> None:
         self.cut()

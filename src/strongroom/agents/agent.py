@@ -298,11 +298,11 @@ class BaseAgent(Agent, Generic[S]):
         run(self.aserve(address, log_level=log_level))
 
     @asynccontextmanager
-    async def _served_at(self, address: str) -> AsyncIterator[None]:
+    async def _served_at(self, address: str) -> AsyncIterator[Fabric]:
         async with Fabric() as fabric:
             with secrets_taken_from(os.environ):  # before start(), which may run other programs
                 await fabric.serve(self, address)
-                yield
+                yield fabric
 
     def __resident__(self) -> _Place[S]:
         """(Servable) What the node calls."""

@@ -39,12 +39,18 @@ class StateHolder(Generic[S]):
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[S]:
-        """The state, for one task at a time; stored at the end, unless an error ends the block."""
+        """The state, for one task at a time; stored at the end, unless an error ends the block.
+
+        Raises:
+            RevisionConflict: A replica of the agent has stored another state meanwhile.
+        """
         async with self._lock:
             store = await self._open()
-            state = await store.get(KEY) or self._model()
+            entry = await store.entry(KEY)
+            state = entry.value if entry else self._model()
             yield state
-            await store.set(KEY, state)
+            # Replicas of the agent share the record.
+            await store.set(KEY, state, if_revision=entry.revision if entry else 0)
 
     async def get(self) -> S:
         """A copy of the state."""

@@ -49,6 +49,7 @@ class NodeStores:
     @classmethod
     async def open(cls, provider: StorageProvider, node_id: str | None) -> NodeStores:
         """Open the stores. The node's id is the one given, else the stored one, else a new one."""
+        node_id = await provider.claim(node_id and check_node_id(node_id))
         meta = await provider.own_store(NodeMeta, NODE_META)
         bindings = await provider.own_store(Binding, "__binding_store")
         known = await meta.get("node")
