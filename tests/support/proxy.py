@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -10,8 +11,9 @@ from contextlib import asynccontextmanager, suppress
 class Proxy:
     """Passes bytes on to `target`, unless it is cut or stalled."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self.target = target
+        self.tls = tls
         self.port = 0
         self.flowing = asyncio.Event()
         self.flowing.set()
@@ -32,8 +34,12 @@ class Proxy:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            if self.tls is not None:  # as a PostgreSQL server is asked for it
+                await reader.readexactly(8)
+                writer.write(b"S")
+                await writer.start_tls(self.tls)
             onward = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
+        except (OSError, asyncio.IncompleteReadError):
             writer.transport.abort()
             return
         pair = {writer, onward[1]}
@@ -74,8 +80,8 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(target: int) -> AsyncIterator[Proxy]:
-    proxy = Proxy(target)
+async def proxied(target: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
+    proxy = Proxy(target, tls)
     server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:

@@ -10,7 +10,7 @@ import ssl
 import time
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -107,8 +107,18 @@ class Connections:
                     if _sqlstate(error).startswith("SR"):
                         raise
                     raise _explained(error) from error
+                except ssl.SSLCertVerificationError as error:
+                    raise EngineRefused(
+                        f"The server's certificate is not accepted: {error.verify_message}.",
+                        remedy="FAME_STORAGE_TLS_CA_FILE, and the name in FAME_STORAGE_URL",
+                    ) from error
                 await asyncio.sleep(min(RETRY_SECONDS, left))
-        raise _unavailable(self.timeout_seconds, may_have_run=may_have_run) from cause
+        stored = "It is not known whether this" if may_have_run else "Nothing"
+        raise StoreUnavailable(
+            f"The PostgreSQL server did not answer within {self.timeout_seconds} seconds. "
+            f"{stored} was stored.",
+            remedy="start it, or allow more time with FAME_STORAGE_TIMEOUT",
+        ) from cause
 
     async def _attempt(
         self, statement: str, arguments: tuple[object, ...], seconds: float
@@ -126,14 +136,14 @@ class Connections:
             if _sqlstate(error) in _NAMED_STATEMENT_LOST:
                 self._note_pooler()
             elif not _is_passing(error):
-                self._idle.append(connection)
+                self._give_back(connection)
                 raise
             connection.terminate()
             raise _Away(may_have_run=True) from error
         except BaseException:
             connection.terminate()  # it is in the middle of an answer
             raise
-        self._idle.append(connection)
+        self._give_back(connection)
         return rows
 
     async def run_script(self, script: str) -> None:
@@ -180,6 +190,12 @@ class Connections:
             self._note_pooler()
             return await self.connect(seconds)
 
+    def _give_back(self, connection: Connection) -> None:
+        if self._is_closed:
+            connection.terminate()
+        else:
+            self._idle.append(connection)
+
     def _note_pooler(self) -> None:
         if not self.has_pooler:
             log.info("There is a pooler before the server: statements are not kept prepared.")
@@ -203,7 +219,8 @@ def _sqlstate(error: BaseException) -> str:
 def _is_passing(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return _sqlstate(error).startswith("08") or _sqlstate(error) in _PASSING_STATES
-    return not isinstance(error, asyncpg.DataError)  # a wrong argument
+    # A wrong argument, or a server that is not the one it should be.
+    return not isinstance(error, asyncpg.DataError | ssl.SSLCertVerificationError)
 
 
 def _explained(error: asyncpg.PostgresError) -> StorageError:
@@ -217,14 +234,6 @@ def _explained(error: asyncpg.PostgresError) -> StorageError:
     return StoreUnavailable(
         f"The PostgreSQL server could not do this: {error} ({state}). Nothing of it was stored.",
         remedy="look at the server's log",
-    )
-
-
-def _unavailable(seconds: float, *, may_have_run: bool) -> StorageError:
-    stored = "It is not known whether this was stored" if may_have_run else "Nothing was stored"
-    return StoreUnavailable(
-        f"The PostgreSQL server did not answer within {seconds:g} seconds. {stored}.",
-        remedy="start it, or allow more time with FAME_STORAGE_TIMEOUT",
     )
 
 
@@ -248,7 +257,9 @@ def _first_line(path: Path) -> str:
 def _ssl(settings: StorageSettings) -> ssl.SSLContext | bool:
     """How connections are encrypted. On loopback they are not, unless certificates are given."""
     assert settings.url is not None
-    hosts = urlsplit(settings.url).netloc.rpartition("@")[2].split(",")
+    url = urlsplit(settings.url)
+    named = [url.netloc.rpartition("@")[2], *parse_qs(url.query).get("host", [])]
+    hosts = [host for host in ",".join(named).split(",") if not host.startswith("/")]  # a socket
     names = {re.sub(r":\d*$", "", host).strip("[]") for host in hosts}
     files = (settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file)
     if not settings.tls or (names <= LOOPBACK and not any(files)):

@@ -49,7 +49,7 @@ FROM "{s}".space"""
 _NAMES = """
 SELECT name FROM "{s}".namespace WHERE name IS NOT NULL AND (owner IS NULL OR owner = $1)"""
 _DROP = """
-UPDATE "{s}".namespace SET name = NULL, epoch = -1 WHERE name = $1"""
+UPDATE "{s}".namespace SET name = NULL, epoch = -1 WHERE name = $1 AND epoch = $2"""
 _EMPTY = """
 WITH gone AS (DELETE FROM "{s}".{table} WHERE (ns, key) IN (
     SELECT ns, key FROM "{s}".{table}
@@ -95,7 +95,8 @@ class PostgresProvider(StorageProvider):
         except StoreUnavailable as error:
             await self.close()
             raise EngineUnreachable(
-                f"The PostgreSQL server of FAME_STORAGE_URL cannot be used: {error.what}",
+                f"The PostgreSQL server of FAME_STORAGE_URL cannot be used: {error.what} "
+                f"{error.__cause__ or ''}".rstrip(),
                 remedy="start it, or correct FAME_STORAGE_URL",
             ) from error
         except BaseException:
@@ -140,7 +141,8 @@ class PostgresProvider(StorageProvider):
         async with self._opening:
             if store := self._stores.pop(namespace, None):
                 await store.close()
-            await self._fetch(_DROP, name.encode())
+            epoch = self._identity.epoch if self._identity and name != namespace else 0
+            await self._fetch(_DROP, name.encode(), epoch)
         await self._empty_dropped()
 
     async def close(self) -> None:
