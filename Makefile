@@ -1,5 +1,6 @@
 # The front door. Each target installs what it needs into .venv.
 #   make demo      the example from start to restart, in a directory that is removed at the end
+#   make demo-postgres   two replicas that share state in a PostgreSQL server, one of them killed
 #   make test      the tests that a change must pass (make test-all: the slow ones too)
 #   make start | run | run-verbose | stop | status | logs | init | clean    the example's steps
 #   make check     lint, formatting, spelling, types, import rules
@@ -19,7 +20,7 @@ QUICK := tests/cli/test_cli.py tests/disk/test_file_format.py tests/keys/test_au
 	envelope.py limits.py processes.py routes.py spine.py strangers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-runtime test test-all test-quick test-integrations check format bench demo init start run run-verbose stop status logs clean
+.PHONY: help install install-runtime test test-all test-quick test-integrations check format bench demo demo-postgres init start run run-verbose stop status logs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -75,6 +76,9 @@ format: install
 # Each step of the example.
 demo init start run run-verbose stop status logs clean:
 	@$(MAKE) --no-print-directory -C $(EXAMPLE) $@ PORT="$(PORT)"
+
+demo-postgres: install
+	@$(BIN)/python scripts/demo_postgres.py
 
 # The peers are installed only here.
 bench: install

@@ -2,7 +2,8 @@
 
     StrongroomError: NotStarted
         SettingsError: MasterKeyMissing, MasterKeyInvalid, UnknownProfile
-        StorageError: EngineUnsuitable, OwnerUnreachable, AuditBroken, ImportInvalid, Unhealthy,
+        StorageError: EngineUnsuitable, EngineUnreachable, EngineRefused, IdentityInUse,
+                IdentityLost, OwnerUnreachable, AuditBroken, ImportInvalid, Unhealthy,
                 InvalidNamespace, InvalidKey, ValueTooLarge, KeyMissing, RecordInvalid,
                 WatchExpired, NotSupported
             DirectoryError: DirectoryInUse, FilesystemUnsafe, ProfileMismatch, WrongMasterKey,
@@ -247,9 +248,33 @@ class StoreForked(StoreError):
 
 
 class EngineUnsuitable(StorageError):
-    """The installed SQLite cannot encrypt in the way that the file format needs."""
+    """The installed SQLite cannot encrypt as the files need, or the server is not fit for use."""
 
     exit_code = 35
+
+
+class EngineUnreachable(StorageError):
+    """The server that keeps the data did not answer within FAME_STORAGE_TIMEOUT at the start."""
+
+    exit_code = 60
+
+
+class EngineRefused(StorageError):
+    """The server refuses the user, the password, or what the program asks for."""
+
+    exit_code = 61
+
+
+class IdentityInUse(StorageError):
+    """Another process is running as this node."""
+
+    exit_code = 62
+
+
+class IdentityLost(StorageError):
+    """Another process has claimed this node's id, after its lease had ended."""
+
+    exit_code = 63
 
 
 class OwnerUnreachable(StorageError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
@@ -80,8 +81,8 @@ class StorageSettings:
 
     profile: str = _variable(
         "FAME_STORAGE_PROFILE",
-        "`memory`, `sqlite`, `encrypted-sqlite`, the name of a package's entry point, or "
-        "`package.module:Class`",
+        "`memory`, `sqlite`, `encrypted-sqlite`, `postgres`, the name of a package's entry point, "
+        "or `package.module:Class`",
         "memory",
     )
     directory: Path | None = _variable(
@@ -109,8 +110,71 @@ class StorageSettings:
         is_secret=True,
     )
 
+    url: str | None = _variable(
+        "FAME_STORAGE_URL",
+        "the server, for profiles that keep data in one: `postgresql://user@host/database`; "
+        "several hosts with commas",
+        is_secret=True,
+    )
+    space: str = _variable(
+        "FAME_STORAGE_SPACE",
+        "what the nodes share in the server: a schema of the database; up to 40 characters from "
+        "`a-z 0-9 _`, the first a letter",
+        "strongroom",
+    )
+    credentials: str | None = _variable(
+        "FAME_STORAGE_CREDENTIALS", "the password for the server", is_secret=True
+    )
+    credentials_file: Path | None = _variable(
+        "FAME_STORAGE_CREDENTIALS_FILE",
+        "a file that holds the password; it is read again for each connection",
+        parse=Path,
+    )
+    tls: bool = _variable(
+        "FAME_STORAGE_TLS",
+        "whether connections to a server on another machine are encrypted; `off` sends everything "
+        "in clear",
+        default=True,
+        parse=_flag,
+    )
+    tls_ca_file: Path | None = _variable(
+        "FAME_STORAGE_TLS_CA_FILE",
+        "the certificates that may have signed the server's; by default those of the system",
+        parse=Path,
+    )
+    tls_cert_file: Path | None = _variable(
+        "FAME_STORAGE_TLS_CERT_FILE", "this program's certificate, if the server asks", parse=Path
+    )
+    tls_key_file: Path | None = _variable(
+        "FAME_STORAGE_TLS_KEY_FILE", "the key of this program's certificate", parse=Path
+    )
+    timeout_seconds: int = _variable(
+        "FAME_STORAGE_TIMEOUT",
+        "how many seconds a call waits while the server is away",
+        30,
+        parse=_whole_number,
+    )
+    pool: int = _variable(
+        "FAME_STORAGE_POOL",
+        "the maximum number of connections to the server; 2 or more",
+        8,
+        parse=_whole_number,
+    )
+
     def __post_init__(self) -> None:
         _check(self)
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", self.space):
+            raise SettingsError(
+                f"FAME_STORAGE_SPACE is {self.space!r}.",
+                remedy="1 to 40 letters a-z, digits or '_', beginning with a letter",
+            )
+        if self.url is not None and not re.match(r"postgres(ql)?://", self.url):
+            raise SettingsError(
+                "FAME_STORAGE_URL is not the URL of a PostgreSQL server.",
+                remedy="postgresql://user@host/database",
+            )
+        if self.pool < 2:  # noqa: PLR2004  # one of them listens
+            raise SettingsError(f"FAME_STORAGE_POOL is {self.pool}.", remedy="2 or more")
 
     @property
     def has_master_key(self) -> bool:

@@ -432,13 +432,13 @@ class BaseAgent(Agent, TaskMethods, Generic[S]):
             return run(serving)
 
     @asynccontextmanager
-    async def _served_at(self, address: str, root_config: RootConfig) -> AsyncIterator[None]:
+    async def _served_at(self, address: str, root_config: RootConfig) -> AsyncIterator[Fabric]:
         entered = Fabric.get_or_create(root_config=root_config)
         async with entered as fabric:
             with secrets_taken_from(os.environ):  # before start(), which may run other programs
                 bound = await fabric.serve(self, address)
                 try:
-                    yield
+                    yield fabric
                 finally:
                     if fabric is not entered:  # it was there before, and stays
                         await fabric.unbind(bound)

@@ -58,12 +58,18 @@ class StateHolder(Generic[S]):
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[S]:
-        """The state, for one task at a time; stored at the end, unless an error ends the block."""
+        """The state, for one task at a time; stored at the end, unless an error ends the block.
+
+        Raises:
+            RevisionConflict: A replica of the agent has stored another state meanwhile.
+        """
         async with self._lock:
             store = await self._open()
-            state = await store.get(self._key) or self._first()
+            entry = await store.entry(self._key)
+            state = entry.value if entry else self._first()
             yield state
-            await store.set(self._key, state)
+            # Replicas of the agent share the record.
+            await store.set(self._key, state, if_revision=entry.revision if entry else 0)
 
     async def get(self) -> S:
         """A copy of the state."""

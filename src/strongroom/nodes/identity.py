@@ -53,7 +53,9 @@ class NodeStores:
 
         Raises:
             DirectoryError: The stores are those of a node with another id than the one given.
+            IdentityInUse: Another process is running as this node.
         """
+        node_id = await provider.claim(node_id and check_node_id(node_id))
         meta = await provider.own_store(NodeMeta, NODE_META)
         known = await meta.get("node")
         if known and node_id and known.node_id != node_id:

@@ -11,11 +11,14 @@ import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from strongroom.errors import StrongroomError
 from strongroom.printable import printable
 from strongroom.settings import Settings
+
+if TYPE_CHECKING:
+    from strongroom.nodes.node import Node
 
 T = TypeVar("T")
 
@@ -32,7 +35,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def run_until_stopped(
-    node: AbstractAsyncContextManager[Any], log_level: str | int | None = None
+    node: AbstractAsyncContextManager[Node], log_level: str | int | None = None
 ) -> None:
     """Run `node` until SIGTERM or SIGINT, and notify the service manager when it is ready.
 
@@ -47,10 +50,10 @@ async def run_until_stopped(
     assert task is not None
     with _errors_as_exit_status(), _StopSignals(task):
         set_up_log(log_level)
-        async with node:
+        async with node as running:
             notify("READY=1")
             try:
-                await asyncio.get_running_loop().create_future()
+                await running.storage.until_lost()
             finally:
                 notify("STOPPING=1")
 

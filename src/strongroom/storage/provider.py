@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import logging
 from abc import ABC, abstractmethod
@@ -19,6 +20,8 @@ ENTRY_POINTS = "strongroom.storage"
 
 OWN_PREFIX = "__"
 """How the names of the node's own namespaces begin."""
+SHARED_PREFIX = "__agent_"
+"""How the names of namespaces with the state of agents begin. Replicas of an agent share them."""
 NODE_META = "__node_meta"
 """The namespace in which a node and its provider remember who they are."""
 
@@ -27,6 +30,7 @@ BUILT_IN: dict[str, str] = {
     "memory": "strongroom.storage.memory:MemoryProvider",
     "sqlite": "strongroom.storage.sqlite.provider:SqliteProvider",
     "encrypted-sqlite": "strongroom.storage.sqlite.provider:EncryptedSqliteProvider",
+    "postgres": "strongroom.storage.postgres.provider:PostgresProvider",
 }
 
 _log = logging.getLogger(__name__)
@@ -42,6 +46,8 @@ class StorageProvider(ABC):
 
     needs_directory: ClassVar[bool] = False
     """Whether FAME_STORAGE_DB_DIRECTORY must be set."""
+    needs_url: ClassVar[bool] = False
+    """Whether FAME_STORAGE_URL must be set."""
     encrypts: ClassVar[bool] = False
     """Whether what is stored is encrypted under the master key."""
 
@@ -59,6 +65,28 @@ class StorageProvider(ABC):
 
         If it raises an error, it has released everything that it had acquired.
         """
+
+    async def claim(self, node_id: str | None) -> str | None:
+        """Claim the id of the node to which the own namespaces belong, before any is opened.
+
+        Engines that nodes share take care that only one process has an id. Without `node_id` they
+        choose one, for as long as the provider is open.
+
+        Returns:
+            The id; None if the node is to choose one.
+
+        Raises:
+            IdentityInUse: Another process has the id.
+        """
+        return node_id
+
+    async def until_lost(self) -> None:
+        """Wait until the claim is lost, which is never where no other process can have it.
+
+        Raises:
+            IdentityLost: Another process has claimed the id.
+        """
+        await asyncio.get_running_loop().create_future()
 
     @final
     async def get_kv_store(
@@ -161,7 +189,8 @@ async def open_provider(settings: StorageSettings, clock: Clock = system_clock) 
 
     Raises:
         UnknownProfile: There is no such provider, or it cannot be loaded.
-        SettingsError: The provider needs FAME_STORAGE_DB_DIRECTORY.
+        SettingsError: The provider needs FAME_STORAGE_DB_DIRECTORY or FAME_STORAGE_URL, or does not
+            use the one that is set.
         DirectoryError: The data directory cannot be used.
     """
     provider_class = _find(settings.profile)
@@ -170,6 +199,19 @@ async def open_provider(settings: StorageSettings, clock: Clock = system_clock) 
             f"The storage profile {settings.profile!r} keeps its data in files, and "
             "FAME_STORAGE_DB_DIRECTORY is not set.",
             remedy="FAME_STORAGE_DB_DIRECTORY=data",
+        )
+    if provider_class.needs_url and settings.url is None:
+        raise SettingsError(
+            f"The storage profile {settings.profile!r} keeps its data in a server, and "
+            "FAME_STORAGE_URL is not set.",
+            remedy="FAME_STORAGE_URL=postgresql://user@host/database",
+        )
+    misplaced = settings.directory if provider_class.needs_url else settings.url
+    if misplaced and (provider_class.needs_url or provider_class.needs_directory):
+        name = "FAME_STORAGE_DB_DIRECTORY" if provider_class.needs_url else "FAME_STORAGE_URL"
+        raise SettingsError(
+            f"{name} is set, and the storage profile {settings.profile!r} does not use it.",
+            remedy=f"remove {name}, or choose another FAME_STORAGE_PROFILE",
         )
     if settings.has_master_key and not provider_class.encrypts:
         _log.warning(

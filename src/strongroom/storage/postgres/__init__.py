@@ -1,0 +1,1 @@
+"""The profile `postgres`: a space in a PostgreSQL database, which several machines share."""
