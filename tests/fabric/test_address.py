@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strongroom.errors import InvalidAddress
-from strongroom.messaging.address import Address, check_node_id, new_id, source_id
+from strongroom.messaging.address import Address, check_node_id, new_id, source_id, source_of
 
 LABEL = st.text(string.ascii_letters + string.digits + "-", min_size=1, max_size=12)
 SEGMENT = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=12)
@@ -53,3 +53,17 @@ def test_ids_are_16_letters_and_digits_and_differ() -> None:
 def test_a_node_id_that_would_break_a_path_is_refused(node_id: str) -> None:
     with pytest.raises(InvalidAddress):
         check_node_id(node_id)
+
+
+@pytest.mark.parametrize(
+    ("reply_to", "source"),
+    [
+        ("__rpc__x@/hub/node", "node"),
+        ("__rpc__x@/hub/node/below/it", "node"),
+        ("__rpc__x@/hub", ""),
+        ("agent@fame.fabric", ""),
+        (None, ""),
+    ],
+)
+def test_the_source_of_a_message_is_the_sentinels_child(reply_to: str | None, source: str) -> None:
+    assert source_of(reply_to) == source

@@ -148,9 +148,10 @@ def source_id(path: str) -> str:
 
 @lru_cache(maxsize=4096)
 def source_of(reply_to: str | None) -> str:
-    """The id of the node to which the answers to a message go; empty if it is not known.
+    """The id of the sentinel's child to which the answers to a message go; empty if not known.
 
-    Unlike the node's path, it stays the same when its sentinel gets another id.
+    Unlike the child's path, it stays the same when the sentinel gets another id. What is below the
+    child counts as the child, which could otherwise be any number of sources.
     """
-    path = (reply_to or "").partition("@")[2].split("/", 2)
+    path = (reply_to or "").partition("@")[2].split("/", 3)
     return path[2] if len(path) > 2 else ""  # noqa: PLR2004 - nothing, the sentinel, the node
