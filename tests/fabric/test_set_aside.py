@@ -12,7 +12,13 @@ from strongroom.admin import delivery
 from strongroom.admin.command import Administered, Command
 from strongroom.admin.socket import Client, connect
 from strongroom.errors import CallInterrupted, KeyMissing, NotSupported, OperationFailed
-from strongroom.messaging.stored import DEAD_LETTERS, INBOX, DeadLetter, ReceivedMessage
+from strongroom.messaging.stored import (
+    DEAD_LETTERS,
+    INBOX,
+    DeadLetter,
+    ReceivedMessage,
+    SentMessage,
+)
 from strongroom.nodes.inbox import KEEP_UNHANDLED
 from strongroom.settings import StorageSettings
 from strongroom.storage.memory import MemoryProvider
@@ -154,9 +160,10 @@ async def test_a_call_that_is_cut_short_in_each_attempt_is_set_aside_and_its_cal
 @pytest.mark.parametrize("text", ["", "{", '{"id":"x"}', '{"id":"x","frame":{"type":"Strange"}}'])
 async def test_what_cannot_be_decoded_is_set_aside_at_the_start(text: str) -> None:
     storage = MemoryProvider(StorageSettings())
-    for namespace in (INBOX, "__delivery_outbox"):
-        store = await storage.own_store(ReceivedMessage, namespace)
-        await store.set(f"in {namespace}", ReceivedMessage(envelope=text))
+    received = await storage.own_store(ReceivedMessage, INBOX)
+    await received.set("in", ReceivedMessage(envelope=text))
+    sent = await storage.own_store(SentMessage, "__delivery_outbox")
+    await sent.set("out", SentMessage(envelope=text))
     async with Fabric(Settings(delivery_profile="at-least-once"), storage=storage) as node:
         await node.serve(Probe(), ADDRESS)
         assert await Probe.remote(ADDRESS, fabric=node).echo(1) == 1
