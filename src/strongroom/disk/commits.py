@@ -90,7 +90,8 @@ class Commits:
             os.close(self._descriptor)
             self._descriptor = -1
             if not self._slots:
-                self.path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it holds nothing, and the next start uses it
+                    self.path.unlink(missing_ok=True)
 
     def of(self, file_id: bytes) -> Committed | None:
         """What was noted of a file; None if it was closed since, or never written."""
