@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
@@ -122,6 +122,29 @@ async def test_pruning_keeps_what_the_newest_checkpoint_needs(provider: StorageP
     assert len([state async for state in graph.aget_state_history(thread("a"))]) == 1
     done = await graph.ainvoke(Command(resume="Ada"), thread("a"))
     assert done["words"] == ["hello", "Ada"]
+
+
+async def test_pruning_a_thread_that_runs_takes_no_value_from_it(
+    provider: StorageProvider,
+) -> None:
+    saver = await StrongroomSaver.open(provider)
+
+    async def write() -> list[Any]:
+        config, version, found = {"configurable": {"thread_id": "a", "checkpoint_ns": ""}}, None, []
+        for number in range(100):
+            version = saver.get_next_version(version, None)
+            checkpoint = empty_checkpoint()
+            checkpoint["channel_values"] = {"x": number}
+            checkpoint["channel_versions"] = {"x": version}
+            config = await saver.aput(config, checkpoint, {"step": number}, {"x": version})
+            saved = await saver.aget(thread("a"))
+            found.append(saved and saved["channel_values"])
+        return found
+
+    writing = asyncio.create_task(write())
+    while not writing.done():
+        await saver.aprune(["a"])
+    assert await writing == [{"x": number} for number in range(100)]
 
 
 async def test_deleting_a_thread_leaves_nothing_of_it(provider: StorageProvider) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strongroom.errors import RevisionConflict
+from strongroom.integrations.deleting import delete_all
 from strongroom.storage.keys import Key
 from strongroom.storage.provider import StorageProvider
 from strongroom.storage.typed import Delete, KeyValueStore, Set
 
 OWNER = "history/1"
-BATCH = 500
 
 
 class History:
@@ -81,6 +81,4 @@ class History:
 
     async def clear(self) -> None:
         """Remove all messages."""
-        keys = [key async for key in self._store.keys(Key(self.name))]
-        for start in range(0, len(keys), BATCH):
-            await self._store.delete_many(keys[start : start + BATCH])
+        await delete_all(self._store, Key(self.name))

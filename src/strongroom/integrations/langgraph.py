@@ -29,13 +29,13 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from strongroom.errors import RevisionConflict
+from strongroom.integrations.deleting import BATCH, delete_all, delete_keys
 from strongroom.integrations.waiting import wait_on
 from strongroom.storage.keys import Key
 from strongroom.storage.provider import StorageProvider
 from strongroom.storage.typed import Delete, KeyValueStore, Set
 
 OWNER = "langgraph-checkpoint/1"
-BATCH = 500
 
 Typed = tuple[str, bytes]
 """What LangGraph's serialisers make of a value: the name of a format, and bytes."""
@@ -259,7 +259,7 @@ class StrongroomSaver(BaseCheckpointSaver[str]):
             if saved.run is not None:
                 await self._store.delete(Key("r", saved.run, thread, saved.namespace, saved.id))
         for kind in ("c", "w", "b"):
-            await self._delete_all(Key(kind, thread))
+            await delete_all(self._store, Key(kind, thread))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints that these runs made, and their writes."""
@@ -328,27 +328,20 @@ class StrongroomSaver(BaseCheckpointSaver[str]):
         return kept
 
     async def _delete_checkpoint(self, thread: str, ns: str, id_: str, run: str | None) -> None:
-        await self._delete_all(Key("w", thread, ns, id_))
+        await delete_all(self._store, Key("w", thread, ns, id_))
         writes: list[Set[bytes] | Delete] = [Delete(Key("c", thread, ns, id_))]
         if run is not None:
             writes.append(Delete(Key("r", run, thread, ns, id_)))
         await self._store.apply(writes)
 
     async def _delete_unused_values(self, thread: str, ns: str) -> None:
+        # First the values, then who uses them: a value that is stored meanwhile is not looked at.
+        values = [key async for key in self._store.keys(Key("b", thread, ns))]
         used: set[str] = set()
         async for entry in self._store.scan(Key("c", thread, ns)):
             versions = _saved(entry.value).versions
             used |= {Key("b", thread, ns, name, _version(v)) for name, v in versions.items()}
-        prefix = Key("b", thread, ns)
-        unused = [key async for key in self._store.keys(prefix) if key not in used]
-        await self._delete_keys(unused)
-
-    async def _delete_all(self, prefix: Key) -> None:
-        await self._delete_keys([key async for key in self._store.keys(prefix)])
-
-    async def _delete_keys(self, keys: Sequence[str]) -> None:
-        for start in range(0, len(keys), BATCH):
-            await self._store.delete_many(keys[start : start + BATCH])
+        await delete_keys(self._store, [key for key in values if key not in used])
 
     async def _apply_if_full(self, batch: list[Set[bytes] | Delete]) -> list[Set[bytes] | Delete]:
         if len(batch) < BATCH:

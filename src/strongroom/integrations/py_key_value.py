@@ -23,12 +23,12 @@ from key_value.aio.stores.base import (
 )
 
 from strongroom.errors import InvalidKey
+from strongroom.integrations.deleting import delete_all
 from strongroom.storage.keys import Digest, Key
 from strongroom.storage.provider import StorageProvider
 from strongroom.storage.typed import Entry, KeyValueStore, Set
 
 OWNER = "py-key-value/1"
-BATCH = 500
 MOST_NAMES = 10_000
 """Names that are listed without a limit, as in the stores of py-key-value."""
 
@@ -137,17 +137,11 @@ class StrongroomStore(
         return _Stored(msgspec.Raw()) if data is None else _decode(data)
 
     async def _delete_collection(self, *, collection: str) -> bool:
-        return await self._delete_all(_key(collection)) > 0
+        return await delete_all(self._store, _key(collection)) > 0
 
     async def _delete_store(self) -> bool:
-        await self._delete_all(Key())
+        await delete_all(self._store, Key())
         return True
-
-    async def _delete_all(self, prefix: Key) -> int:
-        keys = [key async for key in self._store.keys(prefix)]
-        for start in range(0, len(keys), BATCH):
-            await self._store.delete_many(keys[start : start + BATCH])
-        return len(keys)
 
     async def _cull(self) -> None:
         """What has expired is gone already."""
