@@ -15,6 +15,7 @@ from typing import Any
 import aiofastnet
 import picows
 
+from strongroom.background import BackgroundTasks
 from strongroom.errors import ListenFailed
 from strongroom.messaging.address import is_node_id
 from strongroom.messaging.link import OPTIONS, Link, Listener
@@ -51,7 +52,7 @@ class Port:
         self._loop = asyncio.get_running_loop()
         self._sockets = [each.dup() for each in server.sockets]
         self._strangers: set[Stranger] = set()
-        self._arriving: set[asyncio.Task[Any]] = set()
+        self._arriving = BackgroundTasks("a connection was not taken")
         self._pause: asyncio.TimerHandle | None = None
         self._is_accepting = False
         self.number: int = self._sockets[0].getsockname()[1]
@@ -110,9 +111,7 @@ class Port:
         self._strangers.add(stranger)
         if len(self._strangers) >= MAX_STRANGERS:
             self._stop_accepting()
-        arriving = self._loop.create_task(stranger.arrive(connection))
-        self._arriving.add(arriving)
-        arriving.add_done_callback(self._arriving.discard)
+        self._arriving.start(stranger.arrive(connection))
 
     def _rest(self, reason: str) -> None:
         log.warning("no connections are accepted for a moment: %s", reason)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import msgspec
 
+from strongroom.background import BackgroundTasks
 from strongroom.errors import FabricError, ProtocolError
 from strongroom.messaging.address import new_id
 from strongroom.messaging.delivery import AtMostOnce, Runner, Work
@@ -34,7 +35,6 @@ from strongroom.messaging.stored import (
     SentMessage,
     read_message,
 )
-from strongroom.nodes.background import BackgroundTasks
 from strongroom.nodes.dead_letters import DeadLetters
 from strongroom.nodes.inbox import Inbox
 from strongroom.settings import Settings

@@ -19,6 +19,7 @@ from strongroom.admission.door import (
 )
 from strongroom.admission.handshake import check_may_listen, refusal
 from strongroom.admission.local_token import forget_token, make_token
+from strongroom.background import BackgroundTasks
 from strongroom.errors import FabricError, InvalidAddress, NoRoute, StreamStalled
 from strongroom.messaging.address import SYSTEM, Address, new_id, source_id
 from strongroom.messaging.bindings import Bindings
@@ -46,7 +47,6 @@ from strongroom.messaging.flow import Channel, Release, Waiting, ends_flow
 from strongroom.messaging.link import Link
 from strongroom.messaging.listening import Port, listen
 from strongroom.messaging.sender import NodeEvents, WayOut
-from strongroom.nodes.background import BackgroundTasks
 from strongroom.nodes.child_link import ChildLink
 from strongroom.nodes.names import NameFrame, Names, Route, stored
 from strongroom.peers_log import peers_log

@@ -8,6 +8,7 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from strongroom.background import BackgroundTasks
 from strongroom.errors import FabricError, ProtocolError, StorageError
 from strongroom.messaging.address import new_id, source_of
 from strongroom.messaging.delivery import Runner, Work
@@ -15,7 +16,6 @@ from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode,
 from strongroom.messaging.places import Places
 from strongroom.messaging.sender import Sender
 from strongroom.messaging.stored import DeadLetter, Direction, ReceivedMessage, read_message
-from strongroom.nodes.background import BackgroundTasks
 from strongroom.nodes.dead_letters import DeadLetters
 from strongroom.settings import Settings
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from strongroom.background import BackgroundTasks
 from strongroom.errors import StorageError
 from strongroom.storage.postgres.connections import Connections
 from strongroom.storage.records import Clock, Record
@@ -29,7 +30,7 @@ class Reader:
         self._loop = asyncio.get_running_loop()
         self._under_way = 0
         self._waiting: list[_Waiting] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks("records were not read")
 
     async def read(self, keys: Sequence[str]) -> list[Record | None]:
         """The records of `keys`, in their order. A read that comes alone does not wait."""
@@ -51,9 +52,7 @@ class Reader:
     def _send(self) -> None:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            task = self._loop.create_task(self._read_together(waiting))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._read_together(waiting))
 
     async def _read_together(self, waiting: list[_Waiting]) -> None:
         self._under_way += 1

@@ -1,4 +1,4 @@
-"""Work that a node does while nobody waits for it."""
+"""Work that is done while nobody waits for it."""
 
 from __future__ import annotations
 
