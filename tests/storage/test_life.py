@@ -24,6 +24,7 @@ from strongroom.errors import (
 )
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
+from strongroom.storage.provider import NODE_META
 from strongroom.storage.sqlite.provider import EncryptedSqliteProvider, SqliteProvider
 from support.files import descriptors
 from support.notes import KEY, Note, contents, fill, provider_of
@@ -110,7 +111,7 @@ async def close_cancelled(directory: Path, turns: int, cancel: Callable[..., Non
 
 @pytest.mark.parametrize("cancel", [just_the_caller, every_task])
 async def test_a_close_that_is_cancelled_at_any_point_and_repeated_leaves_nothing(
-    tmp_path: Path, cancel: Callable[..., None]
+    tmp_path: Path, cancel: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     await fill(tmp_path)
     before, running = descriptors(), threads()
@@ -120,6 +121,28 @@ async def test_a_close_that_is_cancelled_at_any_point_and_repeated_leaves_nothin
         assert threads() <= running, turns
         turns += 1 + turns // 4
     assert turns > 10
+    assert sorted(await contents(tmp_path)) == ["a"]
+    assert "missing" not in caplog.text
+
+
+@pytest.mark.parametrize("store", ["notes", NODE_META])
+async def test_a_close_that_is_cancelled_while_it_closes_a_file_can_be_repeated(
+    tmp_path: Path, store: str
+) -> None:
+    before, running = descriptors(), threads()
+    provider = new_provider(tmp_path)
+    await provider.start()
+    await (await provider.get_kv_store(Note, "notes")).set("a", Note(text="x"))
+    connections = (await provider.open(store)).connections
+    closing = asyncio.create_task(provider.close())
+    while not connections.is_closed:
+        await asyncio.sleep(0)
+    every_task(closing)
+    with contextlib.suppress(asyncio.CancelledError):
+        await closing
+    await provider.close()
+    assert descriptors() == before
+    assert threads() <= running
     assert sorted(await contents(tmp_path)) == ["a"]
 
 

@@ -84,12 +84,12 @@ class Commits:
             self._descriptor = os.open(self.path, flags, 0o600)
             give(self._descriptor, self.path.parent.stat())
 
-    def close(self) -> None:
-        """Close the file, and delete it if no store needs it."""
+    def close(self, *, is_awaited: bool) -> None:
+        """Close the file, and delete it unless a store needs it or the next start awaits it."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            if not self._slots:
+            if not self._slots and not is_awaited:
                 with contextlib.suppress(OSError):  # it holds nothing, and the next start uses it
                     self.path.unlink(missing_ok=True)
 

@@ -268,7 +268,8 @@ class StoreFiles:
 
     def release(self) -> None:
         """Give the directory back."""
-        self.commits.close()
+        was_killed = self._keystore.was_killed if self._keystore else self.commits.existed
+        self.commits.close(is_awaited=was_killed)
         self._is_released = True
         if self._lock is not None:
             self._lock.release()

@@ -126,7 +126,8 @@ class SqliteProvider(StorageProvider):
                 await self._mark(
                     [store for store in self._stores.values() if self._unmarked(store)]
                 )
-                if (meta := self._stores.get(NODE_META)) is not None:
+                meta = self._stores.get(NODE_META)
+                if meta is not None and not meta.connections.is_closed:
                     writer = await meta.connections.open()
                     await self.files.keystore.note_closing(writer.revision)
             finally:
