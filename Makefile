@@ -47,10 +47,10 @@ $(VENV)/.installed: $(VENV)/.runtime
 	@touch $@
 
 test: install
-	$(BIN)/pytest -m "not slow" $(PYTEST_OPTIONS)
+	$(BIN)/pytest -n auto -m "not slow" $(PYTEST_OPTIONS)
 
 test-all: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 # Under a minute: .ci/run repeats these on each Python, and with the oldest dependencies.
 test-quick: install

@@ -233,7 +233,9 @@ async def test_functions_are_served() -> None:
         assert await Agent.remote_by_address("method@fame.fabric").add(1) == 2
 
 
-@pytest.mark.parametrize("thing", [5, "text", object(), Plain, Probe, None], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [5, "text", object(), Plain, Probe, None], ids=lambda thing: type(thing).__name__
+)
 async def test_what_cannot_be_called_is_not_served(thing: object) -> None:
     async with Fabric(Settings()) as node:
         with pytest.raises(StrongroomError, match="is not a service"):

@@ -198,7 +198,7 @@ CHANGED: list[tuple[Any, Any, list[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "place"), CHANGED, ids=str)
+@pytest.mark.parametrize(("annotation", "value", "place"), CHANGED)
 def test_a_value_that_would_not_arrive_as_it_is_names_its_place(
     annotation: Any, value: Any, place: list[Any]
 ) -> None:
