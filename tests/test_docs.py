@@ -119,7 +119,7 @@ class Terminal:
     """A shell that types a page's commands, and waits for what they start to be ready."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+        self.port, self.http_port = free_port(), free_port()
         self.ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.ready.bind(str(folder / "ready"))
         self.ready.settimeout(30)
@@ -136,6 +136,7 @@ class Terminal:
             | {
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "FAME_LISTENER_PORT": str(self.port),
+                "FAME_LISTENER_AGENT_HTTP_GATEWAY_PORT": str(self.http_port),
                 "NOTIFY_SOCKET": str(folder / "ready"),
                 "XDG_RUNTIME_DIR": str(folder),
             },
@@ -175,6 +176,7 @@ def typed(page: Path, folder: Path) -> str:
     try:
         for block in blocks(page):
             text = block.text.replace(":8000/", f":{terminal.port}/")
+            text = text.replace(":8080/", f":{terminal.http_port}/")
             if block.language == "python":
                 assert block.file, block
                 (folder / block.file).write_text(text)
@@ -188,6 +190,16 @@ def typed(page: Path, folder: Path) -> str:
 
 
 PRINTED = {
+    "gateway.md": [
+        r'\{"ok":true,"result":"Hello, Ada!"\}',
+        'data: "A"',
+        'data: "d"',
+        "event: end",
+        '.*"message_accepted".*',
+        '.*"type":"NoRoute".*',
+        r'\{"status":"healthy",.*',
+        "/fame/v1/jsonrpc",
+    ],
     "README.md": [r"\{'value': 'Hello, World!', .*", r"greeting \{'value': 'Hello, World!', .*"],
     "quickstart.md": [
         "1",

@@ -14,7 +14,16 @@ import strongroom
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = ["strongroom"] + [
-    f"strongroom.{name}" for name in ("compat.naylence", "errors", "settings", "storage", "testing")
+    f"strongroom.{name}"
+    for name in (
+        "compat.naylence",
+        "errors",
+        "gateway",
+        "gateway.agent_router",
+        "settings",
+        "storage",
+        "testing",
+    )
 ]
 NAMES = [name for name in strongroom.__all__ if name != "__version__"]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("examples/*/*.md")]

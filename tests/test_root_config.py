@@ -13,6 +13,7 @@ from strongroom import root_config
 from strongroom.errors import SettingsError
 from strongroom.root_config import KEYS, node_settings
 
+GATEWAY = "AgentHttpGatewayListener"
 NODE: dict[str, Any] = {
     "node": {
         "type": "Node",
@@ -35,7 +36,7 @@ SENTINEL = {
                 "port": "${env:FAME_LISTENER_HTTP_PORT:${env:FAME_LISTENER_PORT:8123}}",
                 "enabled": "${env:FAME_LISTENER_HTTP_ENABLED:true}",
             },
-            {"type": "AgentHttpGatewayListener", "port": 9, "enabled": False},
+            {"type": GATEWAY, "port": 9, "enabled": False},
         ],
     }
 }
@@ -89,7 +90,7 @@ def test_expressions_can_be_nested(environ: dict[str, str], port: int) -> None:
         ({"id": "${config:x}"}, r"node.id is '\$\{config:x\}'"),
         ({"listeners": [{"port": "many"}]}, "FAME_LISTENER_PORT is 'many'"),
         ({"listeners": [{"port": 1}, {"port": 2}]}, r"node.listeners\[\].port is 1 and 2"),
-        ({"listeners": [{"type": "AgentHttpGatewayListener"}]}, "not implemented"),
+        ({"listeners": [{"type": GATEWAY, "prt": 1}]}, r"\[gateway\].prt is .* Try: .*\.port"),
         ({"listeners": [{"enabled": False}]}, "None of node.listeners is enabled"),
         ({"type": "Sentinell"}, "node.type is 'Sentinell'. Try: Node or Sentinel"),
     ],
@@ -97,6 +98,13 @@ def test_expressions_can_be_nested(environ: dict[str, str], port: int) -> None:
 def test_what_is_not_known_is_an_error_with_its_path(node: dict[str, Any], problem: str) -> None:
     with pytest.raises(SettingsError, match=problem):
         node_settings({"node": node}, {})
+
+
+def test_the_gateway_s_listener_has_a_port_of_its_own() -> None:
+    listeners = [{"type": "WebSocketListener", "port": 1}, {"type": GATEWAY, "port": 2}]
+    settings = node_settings({"node": {"type": "Sentinel", "listeners": listeners}}, {})
+    assert (settings.listener_port, settings.gateway, settings.gateway_port) == (1, True, 2)
+    assert not node_settings(SENTINEL, {}).gateway
 
 
 @pytest.mark.parametrize("name", ["fame-config.json", "fame-config.yaml", "elsewhere.json"])

@@ -29,11 +29,14 @@ FILES = [
     for ending in ("json", "yaml", "yml")
 ]
 
+GATEWAY = "AgentHttpGatewayListener"
+
 VARIABLES = {
     "node.id": "FAME_NODE_ID",
     "node.direct_parent_url": "FAME_DIRECT_ADMISSION_URL",
     "node.listeners[].host": "FAME_LISTENER_HOST",
     "node.listeners[].port": "FAME_LISTENER_PORT",
+    "node.listeners[gateway].port": "FAME_LISTENER_AGENT_HTTP_GATEWAY_PORT",
     "node.admission.profile": "FAME_ADMISSION_PROFILE",
     "node.delivery.profile": "FAME_DELIVERY_PROFILE",
     "node.security.profile": "FAME_SECURITY_PROFILE",
@@ -42,8 +45,10 @@ VARIABLES = {
 """Keys that say what a variable says."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "node.type": ("Node", "Sentinel"),
-    "node.listeners[].type": ("HttpListener", "WebSocketListener", "AgentHttpGatewayListener"),
+    "node.listeners[].type": ("HttpListener", "WebSocketListener"),
     "node.listeners[].enabled": ("true", "false"),
+    "node.listeners[gateway].type": (GATEWAY,),
+    "node.listeners[gateway].enabled": ("true", "false"),
     "node.admission.type": ("AdmissionProfile",),
     "node.delivery.type": ("DeliveryProfile",),
     "node.identity_policy.type": ("NodeIdentityPolicyProfile",),
@@ -53,7 +58,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Keys with the values that they can have here."""
 KEYS = {*VARIABLES, *CHOICES, "node.requested_logicals[]", "node.public_url"}
-PATHS = KEYS | {key[: dot.start()] for key in KEYS for dot in re.finditer(r"\[\]|\.", key)}
+PATHS = KEYS | {key[: dot.start()] for key in KEYS for dot in re.finditer(r"\[\w*\]|\.", key)}
 """The keys, and the objects and lists in which they are."""
 
 _EXPRESSION = re.compile(r"\$\{env:(\w+)(?::([^${}]*))?\}")
@@ -83,6 +88,8 @@ def node_settings(
     for path, given in values.items():
         if path in VARIABLES and (value := _one(path, given)):
             variables[VARIABLES[path]] = value
+    if "node.listeners[gateway].type" in values:
+        variables["FAME_LISTENER_AGENT_HTTP_GATEWAY_ENABLED"] = "true"
     settings = Settings.from_environment(variables)
     return dataclasses.replace(
         settings,
@@ -179,7 +186,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(each, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _leaves(each, f"{path}[]")
+            kind = "gateway" if isinstance(each, Mapping) and each.get("type") == GATEWAY else ""
+            yield from _leaves(each, f"{path}[{kind}]")
     elif path in KEYS:
         yield path, value
     elif value is not None:
@@ -191,8 +199,6 @@ def _check(path: str, value: str) -> None:
     choices = CHOICES.get(path)
     if choices is not None and value not in choices:
         raise SettingsError(f"{path} is {value!r}.", remedy=" or ".join(choices))
-    if value == "AgentHttpGatewayListener":
-        raise SettingsError("An HTTP gateway is not implemented.", remedy='"enabled": false')
 
 
 def _one(path: str, values: list[str]) -> str:

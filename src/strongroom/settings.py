@@ -19,7 +19,9 @@ from strongroom.errors import SettingsError
 
 ATTACH_PATH = "/fame/v1/attach/ws/downstream"
 HEALTH_PATH = "/fame/v1/attach/health"
+GATEWAY_PATH = "/fame/v1/gateway"
 DEFAULT_PORT = 8000
+DEFAULT_GATEWAY_PORT = 8080
 HIGHEST_PORT = 65535
 TOOK = "STRONGROOM_TOOK"
 
@@ -206,6 +208,18 @@ class Settings:
         DEFAULT_PORT,
         parse=_whole_number,
     )
+    gateway: bool = _variable(
+        "FAME_LISTENER_AGENT_HTTP_GATEWAY_ENABLED",
+        "whether the node also answers HTTP, as the [gateway](gateway.md)",
+        default=False,
+        parse=_flag,
+    )
+    gateway_port: int = _variable(
+        "FAME_LISTENER_AGENT_HTTP_GATEWAY_PORT",
+        "the gateway's port, on FAME_LISTENER_HOST; 0 takes any free one",
+        DEFAULT_GATEWAY_PORT,
+        parse=_whole_number,
+    )
     admission_url: str | None = _variable(
         "FAME_DIRECT_ADMISSION_URL",
         f"the sentinel to attach to, `ws://host:port{ATTACH_PATH}`; without it a node works alone",
@@ -314,11 +328,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.listener_port > HIGHEST_PORT:
-            raise SettingsError(
-                f"FAME_LISTENER_PORT is {self.listener_port}.",
-                remedy=f"a number from 0 to {HIGHEST_PORT}",
-            )
+        for variable, port in (
+            ("FAME_LISTENER_PORT", self.listener_port),
+            ("FAME_LISTENER_AGENT_HTTP_GATEWAY_PORT", self.gateway_port),
+        ):
+            if port > HIGHEST_PORT:
+                raise SettingsError(
+                    f"{variable} is {port}.", remedy=f"a number from 0 to {HIGHEST_PORT}"
+                )
         if self.admission_url is not None:
             _check_url(self.admission_url)
 

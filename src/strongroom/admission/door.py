@@ -48,6 +48,11 @@ def has_token(token: str | None, settings: Settings) -> bool:
     return wanted is None or is_same_token(token, wanted)
 
 
+def admits_all(settings: Settings) -> bool:
+    """Whether processes of other users come in, too: with the token, or by the profile `open`."""
+    return bool(settings.admission_token or settings.security_profile == "open")
+
+
 def is_same_token(token: str | None, wanted: str) -> bool:
     """Compare tokens, in a time that tells nothing about where they differ."""
     return hmac.compare_digest(wanted.encode(), (token or "").encode())

@@ -38,7 +38,7 @@ from strongroom.errors import (
     UnknownOperation,
 )
 from strongroom.nodes.fabric import Fabric
-from strongroom.nodes.process import run
+from strongroom.nodes.process import run, run_until_stopped
 from strongroom.nodes.sentinel import Sentinel
 from strongroom.printable import printable
 from strongroom.settings import ATTACH_PATH, DEFAULT_PORT, Settings, StorageSettings
@@ -151,6 +151,20 @@ def agent(
 
 
 @app.command()
+def gateway() -> None:
+    """Answer HTTP for the agents of a fabric, until SIGTERM or SIGINT.
+
+    The sentinel is the one at FAME_DIRECT_ADMISSION_URL, or else on this machine at port 8000. The
+    gateway listens on FAME_LISTENER_HOST and FAME_LISTENER_AGENT_HTTP_GATEWAY_PORT (8080).
+
+    \b
+    strongroom gateway
+    FAME_LISTENER_AGENT_HTTP_GATEWAY_PORT=9080 strongroom gateway
+    """
+    run(run_until_stopped(Fabric(dataclasses.replace(_visitor(), gateway=True))))
+
+
+@app.command()
 def call(
     address: Annotated[str, typer.Argument(help="The agent's address.")],
     operation: Annotated[str, typer.Argument(help="The operation's name.")],
@@ -184,15 +198,6 @@ async def _call(
         raise UsageError(
             f"{operation} is not an operation.", remedy=REMEDIES[UnknownOperation], hint="OPERATION"
         )
-    settings = Settings.from_environment()
-    url = settings.admission_url or f"ws://127.0.0.1:{DEFAULT_PORT}{ATTACH_PATH}"
-    settings = dataclasses.replace(
-        settings,
-        admission_url=url,
-        max_initial_attempts=settings.max_initial_attempts or 1,
-        node_id=None,
-        storage=StorageSettings(),
-    )
     named = {}
     by_place = []
     for argument in arguments:
@@ -201,7 +206,7 @@ async def _call(
             named[name] = _json_or_text(text)
         else:
             by_place.append(_json_or_text(argument))
-    async with Fabric(settings):
+    async with Fabric(_visitor()):
         remote = Agent.remote_by_address(address)
         called = getattr(remote, operation)(*by_place, _stream=stream, _timeout=timeout, **named)
         if stream:
@@ -209,6 +214,18 @@ async def _call(
                 write(msgspec.json.encode(item))
         else:
             write(msgspec.json.encode(await called))
+
+
+def _visitor() -> Settings:
+    """The settings of a node that stores nothing, attached to the usual sentinel."""
+    settings = Settings.from_environment()
+    return dataclasses.replace(
+        settings,
+        admission_url=settings.admission_url or f"ws://127.0.0.1:{DEFAULT_PORT}{ATTACH_PATH}",
+        max_initial_attempts=settings.max_initial_attempts or 1,
+        node_id=None,
+        storage=StorageSettings(),
+    )
 
 
 def _json_or_text(text: str) -> Any:

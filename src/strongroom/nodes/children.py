@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import msgspec
 
 from strongroom.admission.door import (
+    admits_all,
     has_token,
     is_own_process,
     is_same_token,
@@ -94,7 +95,7 @@ class Children(WayOut):
         self._settings = settings
         self._bindings = bindings
         self._events = events
-        self._admits_all = bool(settings.admission_token or settings.security_profile == "open")
+        self._admits_all = admits_all(settings)
         self._local_token: str | None = None
         self._epoch = new_id()
         self._attached: dict[str, ChildLink] = {}

@@ -168,6 +168,10 @@ class Node:
                 from strongroom.admin.socket import admin_socket  # noqa: PLC0415  # loads SQLite
 
                 await opening.enter_async_context(admin_socket(running.storage, self))
+            if settings.gateway:
+                from strongroom.gateway.server import serving_http  # noqa: PLC0415  # an extra
+
+                await opening.enter_async_context(serving_http(self))
             self._exit_stack = opening.pop_all()
 
     async def _open(self, settings: Settings, opening: AsyncExitStack) -> _Running:
