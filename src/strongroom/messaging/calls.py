@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from threading import get_ident
 
 import msgspec
 from msgspec import Raw, Struct
@@ -120,6 +121,7 @@ class OutgoingCalls:
         self._delivery = delivery
         self._waiting: dict[str, _Waiting] = {}
         self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self._is_stopped = False
 
     def __len__(self) -> int:
@@ -222,7 +224,8 @@ class OutgoingCalls:
         self._sender.send_now(Envelope(to=waiting.to, corr_id=corr_id, frame=closed))
 
     def _check_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
+        # A thread runs one loop at a time, and asking which takes a system call on Python 3.11.
+        if get_ident() != self._thread or not self._loop.is_running():
             raise FabricError(
                 "A fabric belongs to one event loop, and this call was made in another.",
                 remedy="asyncio.run_coroutine_threadsafe(..., loop), with the loop of the fabric",

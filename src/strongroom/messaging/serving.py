@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from functools import partial
-from types import TracebackType
-from typing import Self
+from types import AsyncGeneratorType, TracebackType
+from typing import Self, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
@@ -129,13 +129,12 @@ class IncomingCalls:
 
     def refuses(self, envelope: Envelope) -> bool:
         """Whether a call cannot run now. Its caller is told why."""
-        places, source = self._places(envelope), source_of(envelope.reply_to)
         if self._is_leaving and envelope.rtype:
-            code, reason = (
-                NackCode.NODE_LEAVING,
-                "The agent's node is stopping; the call did not run.",
-            )
-        elif envelope.rtype & _CALL and not places.has_room(source):
+            code = NackCode.NODE_LEAVING
+            reason = "The agent's node is stopping; the call did not run."
+        elif envelope.rtype & _CALL and not (places := self._places(envelope)).has_room(
+            source_of(envelope.reply_to)
+        ):
             what = "streams" if places is self._streams else "calls"
             code = NackCode.BUSY
             reason = f"{places.taken} {what} run on the agent's node; this one did not run."
@@ -259,14 +258,16 @@ class IncomingCalls:
 
     async def _answer(self, handler: Handler, envelope: Envelope, request: Request) -> None:
         """Run an operation, and send its one end: a result, the end of a stream, or an error."""
-        answer = result = None
+        items = result = None
         with _Caught(request.method, self._ended) as caught:
             answer = handler.invoke(request.method, request.params)
             caught.has_begun = True
-            if not isinstance(answer, AsyncGenerator):
-                result = await answer
-        if isinstance(answer, AsyncGenerator):
-            await self._answer_items(envelope, request, answer)
+            if isinstance(answer, AsyncGeneratorType):
+                items = answer
+            else:
+                result = await cast("Awaitable[bytes]", answer)
+        if items is not None:
+            await self._answer_items(envelope, request, items)
             return
         await self._reply(envelope, request, result, error=caught.error)
         if envelope.rtype & ReplyType.STREAM and caught.error is None:

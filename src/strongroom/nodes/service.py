@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -79,6 +80,7 @@ class Service:
         return True
 
 
+@lru_cache
 def snake_case(name: str) -> str:
     """A class's name in lower case with underscores, as in `http_get_agent2`."""
     apart = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
