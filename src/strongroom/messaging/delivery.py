@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import ClassVar, NamedTuple, Protocol
 
+from strongroom.errors import FabricError
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType
-from strongroom.messaging.flow import Release
+from strongroom.messaging.flow import STALL_SECONDS, Release
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender
+from strongroom.messaging.unit import Unit
+
+log = logging.getLogger(__name__)
 
 
 class Work(NamedTuple):
@@ -70,8 +75,24 @@ class AtMostOnce:
             self.sender.acknowledge(work.envelope, DeliveryAck(ok=True))
         runner.start(work)
 
-    async def record_answer(self, request: Envelope, answer: Envelope | None) -> None:
-        """Called before the answer to a request is sent; with None after a plain message."""
+    async def record_answer(
+        self,
+        request: Envelope,  # noqa: ARG002 - the other policy stores both
+        answer: Envelope | None,  # noqa: ARG002
+        unit: Unit | None = None,
+    ) -> None:
+        """Called before the answer to a request is sent; with None after a plain message.
+
+        Raises:
+            StorageError: Nothing of the unit was stored.
+        """
+        if unit is not None:
+            await unit.store()
+            for message in unit.messages:
+                try:
+                    await self.sender.send(message, STALL_SECONDS)
+                except FabricError as error:
+                    log.warning("a message to %s was not sent: %s", message.to, error)
 
     def on_failure(self, runner: Runner, work: Work, reason: str) -> None:
         """The handler of a plain message raised."""
