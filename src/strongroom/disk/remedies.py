@@ -27,8 +27,9 @@ def put_back(path: Path) -> str:
             "FAME_STORAGE_DB_DIRECTORY"
         )
     return (
-        "keep a copy of the file and of its log, then put the newest copies of both back (and if the "
-        "whole directory is from a backup, delete __commits). If they are older than what was lost: "
+        "keep a copy of the file and of its log, then put the newest copies of both back (and if "
+        "the whole directory is from a backup, delete __commits). If they are older than what was "
+        "lost: "
         f"strongroom store accept {name}. If there are none: strongroom store forget {name}"
     )
 
