@@ -34,6 +34,7 @@ class ReplyType:
     ACK = 1
     REPLY = 2
     STREAM = 4
+    CALL = REPLY | STREAM
 
 
 class FlowFlag:
