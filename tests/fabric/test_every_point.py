@@ -10,12 +10,14 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from strongroom import Fabric, Sentinel, operation
+from strongroom import BaseAgent, BaseAgentState, Fabric, Sentinel, operation
 from support.crashes import Disk, Points, Process, settings_of
 from support.fabrics import ADDRESS, Probe, url
 from support.links import MemoryLink, MemoryNetwork, in_virtual_time, network  # noqa: F401
 
+BOOKINGS = "bookings@fame.fabric"
 PORT = 40_000
 AWAY_SECONDS = 1.0
 """How long a killed process stays away."""
@@ -52,6 +54,46 @@ class Recording(Probe):
         self.heard[number] += 1
 
 
+class Times(BaseModel):
+    """How often something was done."""
+
+    booked: int = 0
+    confirmed: int = 0
+
+
+class Total(BaseAgentState):
+    booked: int = 0
+    confirmed: int = 0
+
+
+class Bookings(BaseAgent[Total]):
+    """An agent whose effects are all in units of work."""
+
+    async def start(self) -> None:
+        self.bookings = await self.storage_provider.get_kv_store(Times, "bookings")
+
+    @operation
+    async def book(self, number: int) -> str:
+        async with self.unit_of_work() as work:
+            work.state.booked += 1
+            bookings = work.records(self.bookings)
+            times = await bookings.get(str(number)) or Times()
+            times.booked += 1
+            await bookings.set(str(number), times)
+            await asyncio.sleep(3 * AWAY_SECONDS if number % 2 else 0.01)
+            await work.send_message(BOOKINGS, number)
+        return f"{number}, run {times.booked}"
+
+    async def on_message(self, number: int) -> None:
+        async with self.unit_of_work() as work:
+            work.state.confirmed += 1
+            bookings = work.records(self.bookings)
+            times = await bookings.get(str(number))
+            assert times is not None
+            times.confirmed += 1
+            await bookings.set(str(number), times)
+
+
 class World:
     """A sentinel, an agent and a client, each a process with a disk."""
 
@@ -65,6 +107,7 @@ class World:
         self.requests: dict[str, dict[str, Any]] = {}
         self.answers: defaultdict[str, list[str]] = defaultdict(list)
         self.returned: asyncio.Task[None] | None = None
+        self.bookings = Bookings()
         self._url = ""
 
     async def start(self) -> None:
@@ -83,6 +126,8 @@ class World:
         await process.start(node)
         if name == "agent":
             await process.run(node.serve(Recording(self.runs, self.messages), ADDRESS))
+            self.bookings = Bookings()
+            await process.run(node.serve(self.bookings, BOOKINGS))
 
     def fail(self, fault: str) -> None:
         """Let one thing go wrong, and mend it a while later."""
@@ -199,6 +244,66 @@ async def check_repetition(world: World) -> None:
     await asyncio.sleep(30)
     assert {corr_id: answers[0] for corr_id, answers in world.answers.items()} == before
     assert world.runs == runs
+
+
+async def book(
+    network: MemoryNetwork,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    at: int | None = None,
+    fault: str = "",
+) -> int:
+    """Make calls whose effects are in units of work, with a fault at a point."""
+    network.links.clear()
+    points = Points(at, lambda: world.fail(fault))
+    world = World(network, points)
+    with monkeypatch.context() as patch:
+        world.watch(patch)
+        await world.start()
+        assert isinstance(world.client.node, Fabric)
+        remote = Bookings.remote(BOOKINGS, fabric=world.client.node, timeout=600)
+        points.is_counting = True
+        calls = [world.client.run(remote.book(each)) for each in range(3)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(100)
+        points.is_counting = False
+        if world.returned is not None:
+            await world.returned
+        await check_bookings(world, fault, results)
+        await world.stop()
+    return points.passed
+
+
+async def check_bookings(world: World, fault: str, results: list[Any]) -> None:
+    """Each call that was answered has had its effects once, all of them."""
+    found = await world.bookings.bookings.list()
+    for number, result in enumerate(results):
+        if isinstance(result, BaseException):
+            assert fault.endswith(("client", "refuse agent")), (number, result)
+        else:
+            assert (result, str(number) in found) == (f"{number}, run 1", True)
+    for times in found.values():
+        assert times == Times(booked=1, confirmed=1), found
+    total = await world.bookings.get_state()
+    assert total == Total(booked=len(found), confirmed=len(found))
+
+
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_unit_of_work_has_its_effects_exactly_once_whatever_happens_where(
+    network: MemoryNetwork,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    step: int,
+) -> None:
+    found: list[int] = []
+
+    async def count() -> None:
+        found.append(await book(network, monkeypatch))
+
+    in_virtual_time(count)()
+    for at in range(1, found[0] + 1, step):
+        in_virtual_time(book)(network, monkeypatch, at=at, fault=fault)
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])

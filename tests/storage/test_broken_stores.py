@@ -3,6 +3,7 @@
 import asyncio
 import json
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,13 +12,13 @@ import pytest
 from strongroom.errors import StoreClosed
 from strongroom.settings import StorageSettings
 from strongroom.storage import (
+    Batch,
     Changes,
     Clock,
     Feature,
     MemoryProvider,
     Page,
     Record,
-    RecordStore,
     Write,
 )
 from strongroom.storage.memory import MemoryStore
@@ -27,7 +28,7 @@ from strongroom.testing.trial import Make
 
 def provider_of(store_class: type[MemoryStore]) -> type[MemoryProvider]:
     class Provider(MemoryProvider):
-        async def open(self, namespace: str) -> RecordStore:
+        async def open(self, namespace: str) -> MemoryStore:
             store = await super().open(namespace)
             store.__class__ = store_class
             return store
@@ -462,7 +463,7 @@ class Disk(MemoryProvider):
         for store in self._stores.values():
             store.closed = False
 
-    async def open(self, namespace: str) -> RecordStore:
+    async def open(self, namespace: str) -> MemoryStore:
         store = await super().open(namespace)
         store.features = MemoryStore.features | {Feature.DURABLE}
         return store
@@ -476,6 +477,20 @@ class DropsByText(MemoryProvider):
 async def test_a_provider_that_formats_names_fails_exactly_its_case() -> None:
     name = "a string of a subclass is the string that it equals"
     report = await try_one(DropsByText, name)
+    assert [outcome.case.name for outcome in report.failed] == [name]
+
+
+class StoresOneAfterTheOther(MemoryProvider):
+    async def apply_together(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            await super().apply_together([batch])
+
+
+async def test_a_provider_that_stores_one_namespace_after_the_other_fails_exactly_its_case() -> (
+    None
+):
+    name = "writes in several namespaces are stored together or not at all"
+    report = await try_one(StoresOneAfterTheOther, name)
     assert [outcome.case.name for outcome in report.failed] == [name]
 
 
@@ -530,7 +545,7 @@ class AcknowledgesAtOnce(MemoryStore):
 
 
 class AcknowledgesBeforeItWrites(Disk):
-    async def open(self, namespace: str) -> RecordStore:
+    async def open(self, namespace: str) -> MemoryStore:
         store = await super().open(namespace)
         store.__class__ = AcknowledgesAtOnce
         return store
@@ -579,7 +594,7 @@ async def test_the_report_shows_features_and_cases() -> None:
 
 async def test_a_provider_that_cannot_start_fails_every_case() -> None:
     class Unready(MemoryProvider):
-        async def open(self, namespace: str) -> RecordStore:
+        async def open(self, namespace: str) -> MemoryStore:
             raise StoreClosed("not today")
 
     with pytest.raises(StoreClosed):

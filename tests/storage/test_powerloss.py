@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from strongroom.disk import database, directory
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
-from strongroom.storage import KeyValueStore
+from strongroom.storage import Delete, KeyValueStore, Set
 from strongroom.storage.provider import open_provider
 from strongroom.storage.sqlite.provider import EncryptedSqliteProvider, SqliteProvider
 from strongroom.testing.powerloss import Disk, Loss
@@ -64,7 +64,7 @@ class Teller:
     async def put(self, notes: KeyValueStore[Note], texts: dict[str, str | None]) -> None:
         """Set and delete, all or nothing."""
         number = next(self.begun)
-        name = notes._namespace
+        name = notes.namespace
         self.disk.note((number, {(name, key): text for key, text in texts.items()}))
         async with notes.transaction() as transaction:
             for key, text in texts.items():
@@ -72,6 +72,25 @@ class Teller:
                     await transaction.delete(key)
                 else:
                     await transaction.set(key, Note(text=text))
+        self.disk.note((number, None))
+
+    async def put_together(self, provider: SqliteProvider, texts: State) -> None:
+        """Set and delete in several namespaces, all or nothing."""
+        number = next(self.begun)
+        self.disk.note((number, texts))
+        batches = []
+        for namespace in sorted({namespace for namespace, _ in texts}):
+            notes = await provider.get_kv_store(Note, namespace)
+            batches.append(
+                notes.batch(
+                    [
+                        Delete(key) if text is None else Set(key, Note(text=text))
+                        for (where, key), text in texts.items()
+                        if where == namespace
+                    ]
+                )
+            )
+        await provider.apply_together(batches)
         self.disk.note((number, None))
 
     async def drop(self, provider: SqliteProvider, namespace: str, keys: list[str]) -> None:
@@ -109,6 +128,12 @@ async def work(disk: Disk, directory: Path, profile: str) -> None:
     await teller.drop(provider, "other", ["b"])
     other = await provider.get_kv_store(Note, "other")
     await teller.put(other, {"c": "anew"})
+    await teller.put_together(provider, {("notes", "a"): "joint", ("other", "c"): "joint"})
+    await asyncio.gather(
+        teller.put_together(provider, {("notes", "b"): "x" * 9000, ("other", "b"): "x" * 9000}),
+        teller.put(notes, {"beside": "x"}),
+        teller.put_together(provider, {("notes", "b"): None, ("other", "b"): None}),
+    )
     await provider.close()
     key = NEW_KEY if profile == "encrypted-sqlite" else KEY
     provider = await provider_of(directory, profile, key)

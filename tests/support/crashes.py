@@ -17,7 +17,7 @@ from strongroom.nodes.node import Node
 from strongroom.settings import StorageSettings
 from strongroom.storage.memory import MemoryProvider
 from strongroom.storage.provider import StorageProvider
-from strongroom.storage.records import RecordStore, Write
+from strongroom.storage.records import Batch, RecordStore, Write
 from strongroom.testing.faults import FaultyStore
 from support.links import MemoryLink, MemoryNetwork
 
@@ -61,6 +61,19 @@ class Disk(StorageProvider):
     async def open(self, namespace: str) -> RecordStore:
         return _Guarded(self, await self.kept.open(namespace))
 
+    async def apply_together(self, batches: Sequence[Batch]) -> None:
+        self.points.pass_one()
+        self.check()
+        await asyncio.sleep(0)
+        await self.kept.apply_together(batches)
+        self.points.pass_one()
+        if self.is_gone:
+            raise StoreUnavailable("The disk is gone.")
+
+    def check(self) -> None:
+        if self.refuses or self.is_gone:
+            raise StoreUnavailable("The disk refuses.")
+
     async def namespaces(self) -> list[str]:
         return await self.kept.namespaces()
 
@@ -78,8 +91,7 @@ class _Guarded(FaultyStore):
 
     async def apply(self, writes: Sequence[Write], **options: Any) -> list[int]:
         self._disk.points.pass_one()  # before it is stored, and again after
-        if self._disk.refuses or self._disk.is_gone:
-            raise StoreUnavailable("The disk refuses.")
+        self._disk.check()
         await asyncio.sleep(0)
         revisions = await super().apply(writes, **options)
         self._disk.points.pass_one()

@@ -24,6 +24,7 @@ from strongroom.agents.remote import Remote
 from strongroom.agents.state import BaseAgentState, S, StateHolder, state_model
 from strongroom.agents.tasks import PREFIX as TASK_PREFIX
 from strongroom.agents.tasks import TaskMethods, start_request
+from strongroom.agents.unit_of_work import UnitOfWork
 from strongroom.errors import NotStarted, StrongroomError
 from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.calls import TIMEOUT_SECONDS
@@ -175,6 +176,8 @@ class _Place(Generic[S]):
         self.state_namespace: str | None = None
         self.state_key = "state"
         self.state_factory: Callable[[], Any] | None = None
+        self.turn = asyncio.Lock()
+        """That of the one unit of work."""
         self._ending = AsyncExitStack()
 
     @property
@@ -392,6 +395,35 @@ class BaseAgent(Agent, TaskMethods, Generic[S]):
                 self.storage_provider,
             )
         return place.state
+
+    # --- units of work ---
+
+    def unit_of_work(self) -> UnitOfWork[S]:
+        """Records, state and messages that are stored with this operation's answer, or not at all.
+
+        >>> class Bank(BaseAgent):
+        ...     @operation
+        ...     async def deposit(self, amount: int) -> None:
+        ...         async with self.unit_of_work() as work:
+        ...             work.state.balance += amount
+        ...             await work.send_message("log@fame.fabric", amount)
+
+        They are stored when the operation has returned, in one commit, with at-least-once delivery
+        together with the answer and the note that the request is handled. Then the messages are
+        sent. If the operation raises, or a record that it has read was changed meanwhile
+        (RevisionConflict), nothing of it is stored or sent.
+
+        Raises:
+            NotStarted: The agent is not served.
+        """
+        place = self.__place
+        if place.node is None:
+            raise NotStarted(
+                f"{self.name} is not served, so it has no storage.",
+                remedy="use a unit of work in operations",
+            )
+        holder = self._holder() if place.state_model is not None else None
+        return UnitOfWork(place.node, place.turn, holder)
 
     # --- serving ---
 

@@ -48,10 +48,10 @@ class StateHolder(Generic[S]):
         first: Callable[[], S],
         provider: StorageProvider,
     ) -> None:
+        self.key = key
+        self.first = first
         self._model = model
         self._namespace = namespace
-        self._key = key
-        self._first = first
         self._provider = provider
         self._store: KeyValueStore[S] | None = None
         self._lock = asyncio.Lock()
@@ -64,24 +64,25 @@ class StateHolder(Generic[S]):
             RevisionConflict: A replica of the agent has stored another state meanwhile.
         """
         async with self._lock:
-            store = await self._open()
-            entry = await store.entry(self._key)
-            state = entry.value if entry else self._first()
+            store = await self.store()
+            entry = await store.entry(self.key)
+            state = entry.value if entry else self.first()
             yield state
             # Replicas of the agent share the record.
-            await store.set(self._key, state, if_revision=entry.revision if entry else 0)
+            await store.set(self.key, state, if_revision=entry.revision if entry else 0)
 
     async def get(self) -> S:
         """A copy of the state."""
-        store = await self._open()
-        return await store.get(self._key) or self._first()
+        store = await self.store()
+        return await store.get(self.key) or self.first()
 
     async def clear(self) -> None:
         """Delete the record, so that the state is the model's defaults again."""
         async with self._lock:
-            await (await self._open()).delete(self._key)
+            await (await self.store()).delete(self.key)
 
-    async def _open(self) -> KeyValueStore[S]:
+    async def store(self) -> KeyValueStore[S]:
+        """The store in which the state is."""
         if self._store is None:
             is_own = self._namespace.startswith(OWN_PREFIX)
             open_store = self._provider.own_store if is_own else self._provider.get_kv_store

@@ -22,6 +22,8 @@ class Bindings:
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
         self.path = f"/{node_id}"
+        self.awaited: set[str] = set()
+        """Addresses that were bound here before a restart, and may be bound again."""
         self._handlers: dict[str, Handler] = {}
         self._named: dict[str, Handler] = {}
         """Handlers at this node's own path, which may change, by their names."""

@@ -151,7 +151,7 @@ class OutgoingCalls:
                     try:
                         return await self._call_once(target, method, params)
                     except NoRoute:
-                        if not self._sender.way_out.may_return():
+                        if not self._sender.may_return(target.address):
                             raise
                         await asyncio.sleep(RETRY_SECONDS)
         except TimeoutError:
@@ -214,7 +214,7 @@ class OutgoingCalls:
                     await self._sender.send(request)
                     return await stream.next(timeout)
                 except NoRoute:
-                    if not self._sender.way_out.may_return():
+                    if not self._sender.may_return(request.to):
                         raise
                     stream.error = None
                     await asyncio.sleep(RETRY_SECONDS)

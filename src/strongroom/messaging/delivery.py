@@ -8,12 +8,14 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar, NamedTuple, Protocol
 
+from strongroom.errors import FabricError
 from strongroom.messaging.address import source_of
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
-from strongroom.messaging.flow import Release
+from strongroom.messaging.flow import STALL_SECONDS, Release
 from strongroom.messaging.places import Places
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender
+from strongroom.messaging.unit import Unit
 from strongroom.peers_log import peers_log
 
 MAX_WAITING = 2048
@@ -91,8 +93,24 @@ class AtMostOnce:
         self._waiting.leave(source)
         release()
 
-    async def record_answer(self, request: Envelope, answer: Envelope | None) -> None:
-        """Called before the answer to a request is sent; with None after a plain message."""
+    async def record_answer(
+        self,
+        request: Envelope,  # noqa: ARG002 - the other policy stores both
+        answer: Envelope | None,  # noqa: ARG002
+        unit: Unit | None = None,
+    ) -> None:
+        """Called before the answer to a request is sent; with None after a plain message.
+
+        Raises:
+            StorageError: Nothing of the unit was stored.
+        """
+        if unit is not None:
+            await unit.store()
+            for message in unit.messages:
+                try:
+                    await self.sender.send(message, STALL_SECONDS)
+                except FabricError as error:
+                    log.warning("a message to %s was not sent: %s", message.to, error)
 
     def on_failure(self, runner: Runner, work: Work, reason: str) -> None:
         """The handler of a plain message raised."""

@@ -6,6 +6,8 @@ import asyncio
 from collections import deque
 from contextvars import ContextVar
 
+from strongroom.messaging.unit import Unit
+
 
 class Places:
     """A number of places. A source may have as many as it leaves free for others.
@@ -71,10 +73,13 @@ class Places:
 class Place:
     """The place of a request. While the request waits for a call of its own, others may have it."""
 
-    __slots__ = ("_calls", "_places", "_source", "is_taken")
+    __slots__ = ("_calls", "_places", "_source", "is_taken", "takes_unit", "unit")
 
-    def __init__(self, places: Places, source: str) -> None:
+    def __init__(self, places: Places, source: str, *, takes_unit: bool = False) -> None:
         self.is_taken = False
+        self.takes_unit = takes_unit
+        """Whether the request still runs, and has one answer that a unit can be stored with."""
+        self.unit: Unit | None = None
         self._places = places
         self._source = source
         self._calls = 0
@@ -93,6 +98,9 @@ class Place:
 
     def leave(self) -> None:
         """The request has ended."""
+        self.takes_unit = False
+        if self.unit is not None:
+            self.unit.end()
         if self.is_taken and not self._calls:
             self._places.leave(self._source)
         self.is_taken = False

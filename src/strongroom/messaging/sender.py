@@ -97,6 +97,10 @@ class Sender:
         """The address to which acknowledgements of this node's messages go."""
         return f"{SYSTEM}@{self.bindings.path}"
 
+    def may_return(self, address: str | None) -> bool:
+        """Whether an address that is unknown now may soon be known again, after a restart."""
+        return address in self.bindings.awaited or self.way_out.may_return()
+
     async def send(self, envelope: Envelope, timeout: float | None = None) -> None:
         """Send a message, and return when it has left this node.
 

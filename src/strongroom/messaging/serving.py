@@ -25,7 +25,9 @@ from strongroom.messaging.envelope import (
     ReplyType,
     current_trace,
 )
+from strongroom.messaging.envelope import encode as encode_envelope
 from strongroom.messaging.flow import STALL_SECONDS
+from strongroom.messaging.link import check_size
 from strongroom.messaging.places import Place, Places, own_place
 from strongroom.messaging.rpc import (
     INVALID_REQUEST,
@@ -41,6 +43,7 @@ from strongroom.messaging.rpc import (
     without_message,
 )
 from strongroom.messaging.sender import Sender
+from strongroom.messaging.unit import Unit
 from strongroom.peers_log import peers_log
 from strongroom.settings import Settings
 
@@ -149,7 +152,8 @@ class IncomingCalls:
         if is_stream and envelope.corr_id in self._readers:  # a repeated request
             work.release()
             return
-        place = Place(self._places(envelope), source_of(envelope.reply_to))
+        source = source_of(envelope.reply_to)
+        place = Place(self._places(envelope), source, takes_unit=not is_stream)
         if place.take_if_free():
             work.release()
         task = self._loop.create_task(self._run(work, place), context=self._context.copy())
@@ -235,10 +239,10 @@ class IncomingCalls:
                 request = Request("", id=envelope.corr_id)
                 await self._reply(envelope, request, error=ErrorDetail(INVALID_REQUEST, text))
             else:
-                await self._take(work)
+                await self._take(work, place)
             return
         try:
-            await self._answer(handler, envelope, request)
+            await self._answer(handler, envelope, request, place)
         except StreamStalled as error:
             await self._nack(envelope, NackCode.STREAM_STALLED, str(error))
         except MessageTooLarge as error:
@@ -247,15 +251,16 @@ class IncomingCalls:
         except StrongroomError as error:
             log.warning("The answer to %s() was not sent: %s", request.method, error)
 
-    async def _take(self, work: Work) -> None:
+    async def _take(self, work: Work, place: Place) -> None:
         with _Caught("on_message", self._ended) as caught:
             await work.handler.receive(work.data.payload)
+            await self._delivery.record_answer(work.envelope, None, place.unit)
         if caught.error is not None:
             self._delivery.on_failure(self, work, caught.error.message)
-        else:
-            await self._delivery.record_answer(work.envelope, None)
 
-    async def _answer(self, handler: Handler, envelope: Envelope, request: Request) -> None:
+    async def _answer(
+        self, handler: Handler, envelope: Envelope, request: Request, place: Place
+    ) -> None:
         """Run an operation, and send its one end: a result, the end of a stream, or an error."""
         items = result = None
         with _Caught(request.method, self._ended) as caught:
@@ -268,9 +273,25 @@ class IncomingCalls:
         if items is not None:
             await self._answer_items(envelope, request, items)
             return
+        if place.unit is not None and caught.error is None:
+            await self._answer_with(place.unit, envelope, request, result)
+            return
         await self._reply(envelope, request, result, error=caught.error)
         if envelope.rtype & ReplyType.STREAM and caught.error is None:
             await self._reply(envelope, request)
+
+    async def _answer_with(
+        self, unit: Unit, envelope: Envelope, request: Request, result: bytes | None
+    ) -> None:
+        """Store what an operation has done together with its answer, and then send that."""
+        reply = self._reply_to(envelope, request, result, None)
+        with _Caught(request.method, self._ended, has_begun=True) as caught:
+            check_size(encode_envelope(reply))  # an answer that cannot be sent stores nothing
+            await self._delivery.record_answer(envelope, reply, unit)
+        if caught.error is not None:
+            await self._reply(envelope, request, error=caught.error)
+        elif envelope.reply_to is not None:
+            await self._sender.send(reply, STALL_SECONDS)
 
     async def _answer_items(
         self, envelope: Envelope, request: Request, items: AsyncGenerator[bytes, None]
@@ -304,28 +325,36 @@ class IncomingCalls:
         is_plain = envelope.corr_id is None and not envelope.rtype & ReplyType.CALL
         if envelope.reply_to is None or is_plain:
             return
-        if error is not None and not self._shows_messages:
-            error = without_message(error, request.method)
-        has_result = error is None and result is not None and result != NULL
-        response = Response(request.id, Raw(result) if has_result and result else UNSET, error)
-        corr_id = envelope.corr_id or str(request.id)
-        reply = Envelope(
-            trace_id=envelope.trace_id,
-            to=envelope.reply_to,
-            corr_id=corr_id,
-            frame=Data(payload=Raw(encode(response))),
-        )
+        reply = self._reply_to(envelope, request, result, error)
         if envelope.rtype & ReplyType.STREAM:
             # A flow to itself, so that a reader who pauses holds up no other; and an address, so
             # that a node that cannot deliver an item can tell us.
-            reply.flow_id = corr_id
+            reply.flow_id = reply.corr_id
             reply.flow_flags = FlowFlag.RESET if is_last else 0
             reply.reply_to = self._sender.sys_address
-            if (reader := self._readers.get(corr_id)) is not None:
+            if (reader := self._readers.get(reply.corr_id or "")) is not None:
                 reader.is_quiet = False
         else:
             await self._delivery.record_answer(envelope, reply)
         await self._sender.send(reply, UNREAD_STREAM_SECONDS if reply.flow_id else STALL_SECONDS)
+
+    def _reply_to(
+        self,
+        envelope: Envelope,
+        request: Request,
+        result: bytes | None,
+        error: ErrorDetail | None,
+    ) -> Envelope:
+        if error is not None and not self._shows_messages:
+            error = without_message(error, request.method)
+        has_result = error is None and result is not None and result != NULL
+        response = Response(request.id, Raw(result) if has_result and result else UNSET, error)
+        return Envelope(
+            trace_id=envelope.trace_id,
+            to=envelope.reply_to,
+            corr_id=envelope.corr_id or str(request.id),
+            frame=Data(payload=Raw(encode(response))),
+        )
 
     async def _nack(self, envelope: Envelope, code: str, reason: str) -> None:
         if envelope.reply_to is None:

@@ -35,9 +35,11 @@ from strongroom.messaging.stored import (
     SentMessage,
     read_message,
 )
+from strongroom.messaging.unit import Unit
 from strongroom.nodes.dead_letters import DeadLetters
 from strongroom.nodes.inbox import Inbox
 from strongroom.settings import Settings
+from strongroom.storage.typed import Set
 
 if TYPE_CHECKING:
     from strongroom.storage.provider import StorageProvider
@@ -130,12 +132,7 @@ class AtLeastOnce(AtMostOnce):
 
     async def send(self, envelope: Envelope) -> None:
         """Store a message and send it, again and again until it is settled."""
-        envelope = msgspec.structs.replace(
-            envelope,
-            rtype=envelope.rtype | ReplyType.ACK,
-            reply_to=envelope.reply_to or self.sender.sys_address,
-            corr_id=envelope.corr_id or new_id(),
-        )
+        envelope = self._asking_for_ack(envelope)
         await self._room.acquire()
         entry = self._unsettled[envelope.id] = _Unsettled(envelope)
         try:
@@ -148,6 +145,14 @@ class AtLeastOnce(AtMostOnce):
             raise
         if envelope.id in self._unsettled:
             self._keep_sending(entry, datetime.now(UTC), at_once=False)
+
+    def _asking_for_ack(self, envelope: Envelope) -> Envelope:
+        return msgspec.structs.replace(
+            envelope,
+            rtype=envelope.rtype | ReplyType.ACK,
+            reply_to=envelope.reply_to or self.sender.sys_address,
+            corr_id=envelope.corr_id or new_id(),
+        )
 
     def settle(self, message_id: str) -> None:
         entry = self._unsettled.pop(message_id, None)
@@ -197,7 +202,7 @@ class AtLeastOnce(AtMostOnce):
             if not entry.expects_reply:
                 self.settle(entry.envelope.id)
         elif ack.code in AWAY or (
-            ack.code == NackCode.NO_ROUTE and self.sender.way_out.may_return()
+            ack.code == NackCode.NO_ROUTE and self.sender.may_return(entry.envelope.to)
         ):
             entry.resend.set()
         elif ack.code == NackCode.BUSY:
@@ -234,9 +239,30 @@ class AtLeastOnce(AtMostOnce):
         else:
             super().receive(runner, work)
 
-    async def record_answer(self, request: Envelope, answer: Envelope | None) -> None:
-        if _is_stored(request):
+    async def record_answer(
+        self, request: Envelope, answer: Envelope | None, unit: Unit | None = None
+    ) -> None:
+        if unit is not None:
+            await self._store_unit(request, answer, unit)
+        elif _is_stored(request):
             await self._inbox.record_answer(request, answer)
+
+    async def _store_unit(self, request: Envelope, answer: Envelope | None, unit: Unit) -> None:
+        """Store a unit with the answer, and with the messages that it sends."""
+        more = [self._inbox.answer_batch(request, answer)] if _is_stored(request) else []
+        messages = [self._asking_for_ack(message) for message in unit.messages]
+        if messages:
+            sent = [
+                Set(message.id, SentMessage(envelope=encode(message).decode()))
+                for message in messages
+            ]
+            more.append(self._outbox.batch(sent))
+        await unit.store(more)
+        if _is_stored(request):
+            await self._inbox.finish(request)
+        for message in messages:
+            await self._room.acquire()
+            self._keep_sending(_Unsettled(message), datetime.now(UTC), at_once=True)
 
     def on_failure(self, runner: Runner, work: Work, reason: str) -> None:
         if _is_stored(work.envelope):

@@ -6,8 +6,6 @@ again. The messages wait here instead of being refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from strongroom.messaging.envelope import Data, Envelope
 from strongroom.messaging.flow import Release
 
@@ -21,8 +19,9 @@ Message = tuple[Envelope, Data, Release]
 class HeldMessages:
     """The messages that wait for an address to be bound again."""
 
-    def __init__(self, addresses: Iterable[str]) -> None:
-        self._addresses = set(addresses)
+    def __init__(self, addresses: set[str]) -> None:
+        """`addresses` are those that are awaited; each is removed when it is bound."""
+        self._addresses = addresses
         self._held: list[Message] = []
 
     def hold(self, message: Message) -> bool:

@@ -18,8 +18,10 @@ from strongroom.messaging.sender import Sender
 from strongroom.messaging.stored import DeadLetter, Direction, ReceivedMessage, read_message
 from strongroom.nodes.dead_letters import DeadLetters
 from strongroom.settings import Settings
+from strongroom.storage.typed import Set
 
 if TYPE_CHECKING:
+    from strongroom.storage.records import Batch
     from strongroom.storage.typed import Entry, KeyValueStore
 
 MAX_UNHANDLED = 10_000
@@ -133,9 +135,7 @@ class Inbox:
 
     async def record_answer(self, request: Envelope, answer: Envelope | None) -> None:
         """A message is handled: keep its answer, for the case that it is repeated."""
-        key = _key(request)
-        text = None if answer is None else encode(answer).decode()
-        record = ReceivedMessage(envelope="", is_done=True, answer=text)
+        key, record = _key(request), _done(answer)
         try:
             await self._store.set(key, record, ttl=KEEP_ANSWERS_SECONDS)
         except StorageError as error:  # the caller gets it nevertheless
@@ -160,6 +160,14 @@ class Inbox:
                 await asyncio.sleep(STORE_AGAIN_SECONDS)
             else:
                 return
+
+    def answer_batch(self, request: Envelope, answer: Envelope | None) -> Batch:
+        """The same as a part of a unit; `finish` follows."""
+        return self._store.batch([Set(_key(request), _done(answer), ttl=KEEP_ANSWERS_SECONDS)])
+
+    async def finish(self, request: Envelope) -> None:
+        """The answer to a message is stored."""
+        await self._finish(_key(request))
 
     async def _finish(self, key: str) -> None:
         handled = self._running.pop(key, None)
@@ -260,6 +268,11 @@ def _key(envelope: Envelope) -> str:
     """The key of a message's record: a digest, since a peer may choose any id."""
     whose = f"{source_of(envelope.reply_to)}\n{envelope.id}"
     return hashlib.blake2b(whose.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _done(answer: Envelope | None) -> ReceivedMessage:
+    text = None if answer is None else encode(answer).decode()
+    return ReceivedMessage(envelope="", is_done=True, answer=text)
 
 
 def _nothing_to_release() -> None:

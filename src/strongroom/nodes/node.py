@@ -182,6 +182,7 @@ class Node:
         stores = await NodeStores.open(storage, settings.node_id)
         opening.push_async_callback(stores.record_clean_stop)
         bindings = Bindings(stores.node.node_id)
+        bindings.awaited.update(await stores.bindings())
         sender = Sender(bindings, await self._open_way_out(settings, bindings, storage), self)
         opening.callback(sender.close)
         delivery = await _delivery(settings, sender, storage)
@@ -195,7 +196,7 @@ class Node:
             delivery=delivery,
             outgoing=OutgoingCalls(sender, delivery),
             incoming=IncomingCalls(sender, delivery, settings),
-            held=HeldMessages(await stores.bindings()),
+            held=HeldMessages(bindings.awaited),
         )
 
     async def _open_way_out(
@@ -327,6 +328,10 @@ class Node:
             MessageTooLarge: It does not fit into a message of the link.
             NoRoute: Nothing is bound there, and there is no sentinel that might know it.
         """
+        await self.send(self.new_message(address, message))
+
+    def new_message(self, address: str, message: Any) -> Envelope:
+        """The envelope of a plain message; see `send_message`."""
         Address.parse(address)
         try:
             payload = Raw(_ANYTHING.write(message))
@@ -335,8 +340,12 @@ class Node:
                 f"The message to {address} cannot be sent: {listed(error.problems)}.",
                 data=error.problems[:MAX_PROBLEMS],
             ) from None
-        reply_to = self._running.sender.sys_address  # says whose it is; nothing is answered
-        await self.send(Envelope(to=str(address), reply_to=reply_to, frame=Data(payload=payload)))
+        return Envelope(
+            to=str(address),
+            reply_to=self._running.sender.sys_address,  # says whose it is; nothing is answered
+            trace_id=current_trace.get(),
+            frame=Data(payload=payload),
+        )
 
     async def send(self, envelope: Envelope) -> None:
         """Send an envelope; one without a trace belongs to that of the message being handled."""

@@ -5,6 +5,7 @@ from strongroom.storage.keys import Key, prefix_end
 from strongroom.storage.memory import MemoryProvider
 from strongroom.storage.provider import StorageProvider, open_provider
 from strongroom.storage.records import (
+    Batch,
     Changes,
     Clock,
     Feature,
@@ -22,6 +23,7 @@ from strongroom.storage.transaction import Transaction
 from strongroom.storage.typed import Change, Delete, Entry, KeyValueStore, Set
 
 __all__ = [
+    "Batch",
     "Change",
     "Changes",
     "Clock",

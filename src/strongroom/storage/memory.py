@@ -10,12 +10,13 @@ from sortedcontainers import SortedDict, SortedSet
 from strongroom.errors import RevisionConflict, StoreClosed, WatchExpired
 from strongroom.settings import StorageSettings
 from strongroom.storage.keys import prefix_end
-from strongroom.storage.provider import StorageProvider
+from strongroom.storage.provider import StorageProvider, check_batches
 from strongroom.storage.records import (
     PAGE_BYTES,
     PAGE_RECORDS,
     TOMBSTONE_AGE,
     TOMBSTONE_COUNT,
+    Batch,
     Changes,
     Clock,
     Feature,
@@ -42,7 +43,7 @@ class MemoryProvider(StorageProvider):
         self._stores: dict[str, MemoryStore] = {}
         self._closed = False
 
-    async def open(self, namespace: str) -> RecordStore:
+    async def open(self, namespace: str) -> MemoryStore:
         if self._closed:
             raise StoreClosed("The provider is closed.", namespace=namespace)
         namespace = check_namespace(namespace, self._stores)
@@ -50,6 +51,15 @@ class MemoryProvider(StorageProvider):
         if store is None or store.closed:
             store = self._stores[namespace] = MemoryStore(namespace, self.clock)
         return store
+
+    async def apply_together(self, batches: Sequence[Batch]) -> None:
+        await asyncio.sleep(0)
+        check_batches(batches)
+        stores = [await self.open(batch.namespace) for batch in batches]
+        for store, batch in zip(stores, batches, strict=True):
+            store.check(batch.writes, batch.checks)
+        for store, batch in zip(stores, batches, strict=True):
+            store.store(batch.writes)
 
     async def namespaces(self) -> list[str]:
         return sorted(self._stores)
@@ -72,7 +82,7 @@ class MemoryStore(RecordStore):
     Python compares strings by code point, which is the order of their UTF-8 bytes.
     """
 
-    features = frozenset({Feature.ATOMIC, Feature.ORDERED, Feature.TTL, Feature.WATCH})
+    features = frozenset(Feature) - {Feature.DURABLE}
 
     def __init__(self, namespace: str, clock: Clock) -> None:
         self.closed = False
@@ -129,13 +139,22 @@ class MemoryStore(RecordStore):
         self, writes: Sequence[Write], *, checks: Mapping[str, int] | None = None
     ) -> list[int]:
         await asyncio.sleep(0)  # like a real store, let other tasks run first
-        now = self._expire()
+        self.check(writes, checks)
+        return self.store(writes)
+
+    def check(self, writes: Sequence[Write], checks: Mapping[str, int] | None) -> None:
+        """Raise RevisionConflict unless all conditions hold."""
+        self._expire()
         conditions = [(write.key, write.expect) for write in writes if write.expect is not None]
         for key, expected in (*conditions, *(checks or {}).items()):
             record = self._records.get(key)
             found = record.revision if record else 0
             if found != expected:
                 raise RevisionConflict(key, expected=expected, found=found)
+
+    def store(self, writes: Sequence[Write]) -> list[int]:
+        """Do `writes`, whose conditions hold."""
+        now = self._expire()
         revisions = [self._store(write, now) for write in writes]
         self._wake()
         return revisions

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, final
 
-from strongroom.errors import InvalidNamespace, SettingsError, UnknownProfile
+from strongroom.errors import InvalidNamespace, NotSupported, SettingsError, UnknownProfile
 from strongroom.settings import StorageSettings
 from strongroom.storage.encoding import M, Upgrade, V
-from strongroom.storage.records import Clock, RecordStore, check_namespace, system_clock
+from strongroom.storage.records import Batch, Clock, RecordStore, check_namespace, system_clock
 from strongroom.storage.typed import KeyValueStore
 
 ENTRY_POINTS = "strongroom.storage"
@@ -154,6 +154,27 @@ class StorageProvider(ABC):
     async def open(self, namespace: str) -> RecordStore:
         """Open a namespace, and create it if it is new. One that is open is not opened twice."""
 
+    async def apply_together(self, batches: Sequence[Batch]) -> None:
+        """Store all writes of several namespaces, or none, and return when they are durable.
+
+        A provider whose stores declare TOGETHER overrides it.
+
+        Args:
+            batches: Each for a namespace of its own.
+
+        Raises:
+            RevisionConflict: A condition does not hold; nothing was stored.
+            NotSupported: There are several, and the provider stores one namespace at a time.
+        """
+        if len(batches) > 1:
+            raise NotSupported(
+                f"The profile {self.settings.profile} stores one namespace at a time.",
+                remedy="FAME_STORAGE_PROFILE=sqlite, encrypted-sqlite or memory",
+            )
+        for batch in batches:
+            store = await self.open(batch.namespace)
+            await store.apply(batch.writes, checks=batch.checks)
+
     @abstractmethod
     async def namespaces(self) -> list[str]:
         """The names of all namespaces, sorted."""
@@ -169,6 +190,13 @@ class StorageProvider(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Close every namespace; then `open` raises `StoreClosed`. Closing twice does nothing."""
+
+
+def check_batches(batches: Sequence[Batch]) -> None:
+    """Raise ValueError where one namespace has two batches, or is the provider's own."""
+    names = [batch.namespace for batch in batches]
+    if NODE_META in names or len(set(names)) < len(names):
+        raise ValueError(f"Each batch has a namespace of its own, and none is {NODE_META}.")
 
 
 def check_users_namespace(namespace: str) -> str:

@@ -74,6 +74,8 @@ class Feature(enum.Enum):
     """Records expire."""
     WATCH = "watch"
     """`changes` waits for the next change and misses none."""
+    TOGETHER = "together"
+    """The provider's `apply_together` stores writes in several namespaces, or none of them."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -98,6 +100,14 @@ class Write(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None
     expires: int | None = None
     expect: int | None = None
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """The writes and checks of an `apply`, and the namespace that they are for."""
+
+    namespace: str
+    writes: Sequence[Write]
+    checks: Mapping[str, int] | None = None
 
 
 class Page(msgspec.Struct, frozen=True, gc=False):

@@ -8,7 +8,15 @@ from typing import Generic, Self
 
 from strongroom.errors import NotStarted, StoreClosed
 from strongroom.storage.encoding import RecordEncoding, V
-from strongroom.storage.records import Clock, Record, RecordStore, Write, check_key, expires_at
+from strongroom.storage.records import (
+    Batch,
+    Clock,
+    Record,
+    RecordStore,
+    Write,
+    check_key,
+    expires_at,
+)
 
 
 class Transaction(Generic[V]):
@@ -18,8 +26,11 @@ class Transaction(Generic[V]):
     `apply` stores the writes, provided that every record read still has its revision.
     """
 
-    def __init__(self, records: RecordStore, encoding: RecordEncoding[V], clock: Clock) -> None:
+    def __init__(
+        self, records: RecordStore, namespace: str, encoding: RecordEncoding[V], clock: Clock
+    ) -> None:
         self._records = records
+        self._namespace = namespace
         self._encoding = encoding
         self._clock = clock
         self._read: dict[str, Record | None] = {}
@@ -48,9 +59,21 @@ class Transaction(Generic[V]):
         key = self._check(key)
         self._writes[key] = Write(key, None)
 
-    async def __aenter__(self) -> Self:
+    def begin(self) -> Self:
+        """Allow reads and writes."""
         self._begun = True
         return self
+
+    def end(self) -> Batch | None:
+        """Refuse further reads and writes. Returns what is to be stored, if there is anything."""
+        self._ended = True
+        if not (self._writes or self._read):
+            return None
+        checks = {key: record.revision if record else 0 for key, record in self._read.items()}
+        return Batch(self._namespace, tuple(self._writes.values()), checks)
+
+    async def __aenter__(self) -> Self:
+        return self.begin()
 
     async def __aexit__(
         self,
@@ -58,10 +81,9 @@ class Transaction(Generic[V]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._ended = True
-        if kind is None and (self._writes or self._read):
-            checks = {key: record.revision if record else 0 for key, record in self._read.items()}
-            await self._records.apply(tuple(self._writes.values()), checks=checks)
+        batch = self.end()
+        if kind is None and batch is not None:
+            await self._records.apply(batch.writes, checks=batch.checks)
 
     def _check(self, key: str) -> str:
         if not self._begun:

@@ -17,6 +17,7 @@ from strongroom.storage.keys import Key
 from strongroom.storage.opaque import BytesEncoding
 from strongroom.storage.records import (
     PAGE_RECORDS,
+    Batch,
     Clock,
     Feature,
     Record,
@@ -118,12 +119,12 @@ class KeyValueStore(Generic[V]):
         )
         self._records = records
         self._encoding: RecordEncoding[V] = made
-        self._namespace = namespace
+        self.namespace = namespace
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
-        return f"<KeyValueStore {self._namespace!r} of {self._encoding.model.__name__}>"
+        return f"<KeyValueStore {self.namespace!r} of {self._encoding.model.__name__}>"
 
     def check_model(self, model: type[Any]) -> None:
         """Raise StorageError unless the records are of `model`, or it is a new version of theirs.
@@ -133,7 +134,7 @@ class KeyValueStore(Generic[V]):
         own = self._encoding.model
         if (own.__module__, own.__qualname__) != (model.__module__, model.__qualname__):
             raise StorageError(
-                f"{self._namespace!r} is open as a store of {own.__qualname__}, and "
+                f"{self.namespace!r} is open as a store of {own.__qualname__}, and "
                 f"{model.__qualname__} is another model.",
                 remedy="the same model in both places, or another namespace",
             )
@@ -349,13 +350,24 @@ class KeyValueStore(Generic[V]):
             RevisionConflict: A condition does not hold; nothing was stored.
             RecordInvalid: A value does not fit its model.
         """
-        checked = {check_key(key): revision for key, revision in (checks or {}).items()}
-        if len(writes) + len(checked) > 1:
+        batch = self.batch(writes, checks=checks)
+        if len(batch.writes) + len(batch.checks or {}) > 1:
             check_feature(self._records, Feature.ATOMIC, "more than one write or check at once")
+        return await self._records.apply(batch.writes, checks=batch.checks)
+
+    def check_feature(self, feature: Feature, what: str) -> None:
+        """Raise NotSupported unless the store's engine has a feature, which `what` needs."""
+        check_feature(self._records, feature, what)
+
+    def batch(
+        self, writes: Sequence[Set[V] | Delete], *, checks: Mapping[str, int] | None = None
+    ) -> Batch:
+        """What `apply` with the same arguments would store, for the provider's `apply_together`."""
+        checked = {check_key(key): revision for key, revision in (checks or {}).items()}
         encoded = [self._encoded(write) for write in writes]
         if len({write.key for write in encoded}) < len(encoded):
             raise ValueError("Two of the writes have the same key; only one of them could be kept.")
-        return await self._records.apply(encoded, checks=checked or None)
+        return Batch(self.namespace, encoded, checked or None)
 
     def _encoded(self, write: Set[V] | Delete) -> Write:
         key = check_key(write.key)
@@ -376,7 +388,7 @@ class KeyValueStore(Generic[V]):
         is stored, and RevisionConflict is raised: run the block again.
         """
         check_feature(self._records, Feature.ATOMIC, "transaction()")
-        return Transaction(self._records, self._encoding, self._clock)
+        return Transaction(self._records, self.namespace, self._encoding, self._clock)
 
     async def watch(
         self, prefix: str = "", *, after: int | None = None
@@ -478,7 +490,7 @@ class KeyValueStore(Generic[V]):
         )
 
     def _missing(self, key: str) -> KeyMissing:
-        return KeyMissing(f"{self._namespace!r} has no record {key!r}.", remedy="set() or create()")
+        return KeyMissing(f"{self.namespace!r} has no record {key!r}.", remedy="set() or create()")
 
 
 def _plain_prefix(prefix: str) -> str:

@@ -22,14 +22,22 @@ from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.keys.keystore import DataKey, KeyState
 from strongroom.keys.master import MasterKey
 from strongroom.settings import StorageSettings
-from strongroom.storage.provider import NODE_META, StorageProvider
-from strongroom.storage.records import Clock, OnProgress, Write, check_namespace, system_clock
+from strongroom.storage.provider import NODE_META, StorageProvider, check_batches
+from strongroom.storage.records import (
+    Batch,
+    Clock,
+    OnProgress,
+    Write,
+    check_namespace,
+    system_clock,
+)
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.connections import Connections
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, KeystoreSeen, StoreFiles, Watermark
 from strongroom.storage.sqlite.open_files import raise_descriptor_limit
 from strongroom.storage.sqlite.rotation import STEP_PAGES, RekeyedCopy
 from strongroom.storage.sqlite.store import SqliteStore
+from strongroom.storage.sqlite.units import Units, complete
 from strongroom.threads import Threads, finish
 
 TICK_SECONDS = 1.0
@@ -54,6 +62,7 @@ class SqliteProvider(StorageProvider):
         self._changing = asyncio.Lock()
         self._rotating = asyncio.Lock()
         self._marking = asyncio.Lock()
+        self._units = Units()
         self._is_closed = False
         self._ticking: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -71,7 +80,7 @@ class SqliteProvider(StorageProvider):
             left_open = await self._threads.run(self.files.left_open)
             await self._load_seen()
             await self._threads.run(self.files.check_files, self._stores)
-            await self.open(NODE_META)
+            await complete(await self.open(NODE_META), self._open_known)
             await self._note_opening()
         except BaseException:
             self._is_closed = True
@@ -92,6 +101,14 @@ class SqliteProvider(StorageProvider):
                 if store is None or store.connections.is_closed:
                     store = await self._open(namespace)
         return store
+
+    async def apply_together(self, batches: Sequence[Batch]) -> None:
+        if len(batches) < 2:  # noqa: PLR2004 - one transaction does it
+            await super().apply_together(batches)
+            return
+        check_batches(batches)
+        stores = [await self.open(batch.namespace) for batch in batches]
+        await finish(self._units.store(stores, batches, self._meta))
 
     async def namespaces(self) -> list[str]:
         self._refuse_closed()
@@ -128,6 +145,7 @@ class SqliteProvider(StorageProvider):
                 )
                 meta = self._stores.get(NODE_META)
                 if meta is not None and not meta.connections.is_closed:
+                    await self._units.forget(meta)
                     writer = await meta.connections.open()
                     await self.files.keystore.note_closing(writer.revision)
             finally:
@@ -224,6 +242,9 @@ class SqliteProvider(StorageProvider):
             raise
         self._stores[namespace] = store
         return store
+
+    async def _open_known(self, namespace: str) -> SqliteStore | None:
+        return await self.open(namespace) if namespace in self.files.keystore.entries else None
 
     async def _rotate(self, namespace: str, on_progress: OnProgress) -> None:
         """Replace a namespace's file by a copy under its next key."""

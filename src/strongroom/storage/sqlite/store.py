@@ -16,6 +16,7 @@ from strongroom.storage.cache import RecordCache
 from strongroom.storage.records import (
     PAGE_BYTES,
     PAGE_RECORDS,
+    Batch,
     Changes,
     Feature,
     Page,
@@ -27,7 +28,7 @@ from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.connections import Connections
 from strongroom.storage.sqlite.files import StoreFiles
 from strongroom.storage.sqlite.tables import READ_ON_THREAD
-from strongroom.storage.sqlite.writer import Outcome, Waiting
+from strongroom.storage.sqlite.writer import Hold, Outcome, Waiting
 from strongroom.threads import Threads
 
 CACHE_BYTES = 16 * 1024 * 1024
@@ -120,6 +121,14 @@ class SqliteStore(RecordStore):
             writer = await connections.open()
         connections.was_used = True
         submitted = writer.submit(writes, checks)
+        connections.calls += 1  # until `on_commit`
+        return await submitted
+
+    async def apply_held(self, batch: Batch, hold: Hold) -> list[int]:
+        """Do an `apply` in a transaction that ends as `hold` decides."""
+        connections = self.connections
+        writer = await connections.open()
+        submitted = writer.submit_held(batch.writes, batch.checks, hold)
         connections.calls += 1  # until `on_commit`
         return await submitted
 

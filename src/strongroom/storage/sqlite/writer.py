@@ -47,6 +47,32 @@ class CommitListener(Protocol):
         """A batch was committed, or failed. Called before the callers get their outcomes."""
 
 
+class Hold:
+    """Where a transaction waits, with all written, until it may be committed.
+
+    Meanwhile its store takes no other write.
+    """
+
+    def __init__(self) -> None:
+        """Call from the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self.base: asyncio.Future[int] = self._loop.create_future()
+        """The revision of the store before the transaction, once that is ready."""
+        self._decided = threading.Event()
+        self._commits = False
+
+    def decide(self, *, commits: bool) -> None:
+        """Let the transaction be committed, or be rolled back."""
+        self._commits = commits
+        self._decided.set()
+
+    def wait(self, base: int) -> bool:
+        """On the writer's thread: wait for the decision. Returns whether to commit."""
+        self._loop.call_soon_threadsafe(_fulfil, self.base, base)
+        self._decided.wait()
+        return self._commits
+
+
 class Writer:
     """A thread that owns the writing connection of one store.
 
@@ -104,6 +130,18 @@ class Writer:
             self._hand_over()
         elif len(self._submitted) == 1 and not self._acknowledging:
             self._loop.call_soon(self._hand_over)
+        return future
+
+    def submit_held(
+        self, writes: Sequence[Write], checks: Mapping[str, int] | None, hold: Hold
+    ) -> asyncio.Future[list[int]]:
+        """Queue an `apply` that has a transaction of its own, which ends as `hold` decides.
+
+        If it is rolled back, the future has a StoreUnavailable.
+        """
+        future: asyncio.Future[list[int]] = self._loop.create_future()
+        self._hand_over()
+        self._queue.put(lambda: self._store_held((writes, checks, future), hold))
         return future
 
     def _hand_over(self) -> None:
@@ -203,6 +241,27 @@ class Writer:
         except Exception as error:  # noqa: BLE001  # each caller must get the error, whatever it is
             outcomes = [self._give_up(error)] * len(batch)
         self._report(self._on_commit, batch, outcomes, now)
+
+    def _store_held(self, waiting: Waiting, hold: Hold) -> None:
+        now = self._clock()
+        try:
+            outcome = self._write_held(waiting, hold, now)
+        except Exception as error:  # noqa: BLE001  # the caller must get it, whatever it is
+            outcome = self._give_up(error)
+        self._report(self._on_commit, [waiting], [outcome], now)
+
+    def _write_held(self, waiting: Waiting, hold: Hold, now: int) -> Outcome:
+        self._refuse_unless_sound()
+        self._last_revision = self.revision
+        self._connection.execute("BEGIN IMMEDIATE")
+        outcome = self._write_checked(waiting, now)
+        if isinstance(outcome, Exception) or not hold.wait(self.revision):
+            self._connection.execute("ROLLBACK")
+            return outcome if isinstance(outcome, Exception) else _not_stored(self._path)
+        self._connection.execute("COMMIT")
+        self.revision = self._last_revision
+        self._note_commit()
+        return outcome
 
     def _refuse_if_broken(self) -> None:
         if self.broken:
@@ -360,6 +419,11 @@ def _only_sets(waiting: Waiting) -> bool:
         if write.value is None or write.expect is not None:
             return False
     return True
+
+
+def _not_stored(path: Path) -> StoreUnavailable:
+    what = f"Nothing was stored in {path}, as another store failed that belongs to it."
+    return StoreUnavailable(what, remedy="write it again when the cause is gone", path=path)
 
 
 def _fulfil(future: asyncio.Future[Any], result: object) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from strongroom.errors import InvalidNamespace, StoreClosed
-from strongroom.storage import Feature, RecordStore, Write
+from strongroom.errors import InvalidNamespace, RevisionConflict, StoreClosed
+from strongroom.storage import Batch, Feature, RecordStore, Write
 from strongroom.storage.provider import NODE_META
 from strongroom.testing.cases.typed import Item
 from strongroom.testing.trial import Trial, case, everything, get, holds, present, put, raises, same
@@ -139,6 +139,39 @@ async def revisions_continue_after_a_restart(trial: Trial) -> None:
     store = await trial.reopen(name)
     [revision] = await store.apply([Write("a", b"4", expect=0)])
     holds(revision > last, "the same after everything was deleted")
+
+
+@case(Feature.TOGETHER)
+async def writes_in_several_namespaces_are_stored_together_or_not_at_all(trial: Trial) -> None:
+    names = [trial.name() for _ in range(3)]
+    stores = [await trial.provider.open(name) for name in names]
+
+    def both(first: Write, second: Write, **checks: int) -> list[Batch]:
+        return [Batch(names[0], [first]), Batch(names[1], [second], checks or None)]
+
+    await trial.provider.apply_together(both(Write("a", b"1"), Write("b", b"2")))
+    same(await everything(stores[0]), {"a": b"1"}, "the first namespace")
+    same(await everything(stores[1]), {"b": b"2"}, "the second namespace")
+    with raises(RevisionConflict, "a condition of the second namespace that does not hold"):
+        await trial.provider.apply_together(both(Write("a", b"3"), Write("b", b"3"), c=7))
+    with raises(RevisionConflict, "a condition of the first namespace that does not hold"):
+        await trial.provider.apply_together(
+            both(Write("a", b"3", expect=0), Write("b", None, expect=0))
+        )
+    same(await everything(stores[0]), {"a": b"1"}, "the first namespace, after a conflict")
+    same(await everything(stores[1]), {"b": b"2"}, "the second namespace, after a conflict")
+    await asyncio.gather(
+        *(
+            trial.provider.apply_together(
+                [Batch(name, [Write(f"k{number}", b"v")]) for name in names[:: 1 - number % 2 * 2]]
+            )
+            for number in range(10)
+        ),
+        *(put(store, [("beside", b"v")]) for store in stores),
+    )
+    for store in stores:
+        holds(await store.count("k") == 10, "units at the same time are all stored")
+        holds(await store.count("beside") == 1, "so are writes beside them")
 
 
 @case(Feature.DURABLE)
