@@ -1,6 +1,7 @@
 """How many requests run at a time, who gets the places, and what the others are told."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from strongroom import Agent, Fabric, Settings, operation
 from strongroom.errors import Busy, CallError, InvalidArguments, NoRoute
+from strongroom.messaging import delivery, flow
 from strongroom.messaging.places import Place, Places
 from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel
 from support.links import (
@@ -15,6 +17,22 @@ from support.links import (
     in_virtual_time,
     network,  # noqa: F401 - a fixture
 )
+from support.peer import raw_child, say
+
+
+class Slow(Probe):
+    """An agent whose handling of messages that say "flood" waits for the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.stuck = 0
+
+    async def on_message(self, message: Any) -> None:
+        if message == "flood":
+            self.stuck += 1
+            await self.gate.wait()
+        await super().on_message(message)
 
 
 class Crowded(Probe):
@@ -255,3 +273,76 @@ async def test_many_wrong_arguments_are_refused_in_a_short_sentence() -> None:
             await Agent.remote(ADDRESS, fabric=client).take([""] * 80_000)  # type: ignore[attr-defined]
         assert len(str(caught.value)) < 200
         assert caught.value.data[0]["loc"] == ["numbers"]
+
+
+@pytest.mark.parametrize("policy", ["at-most-once", "at-least-once"])
+async def test_a_flood_of_plain_messages_holds_up_neither_messages_nor_calls_of_others(
+    policy: str,
+) -> None:
+    agent = Slow()
+    async with (
+        sentinel(node_id="hub") as hub,
+        fabric(hub, max_running_calls=8, delivery_profile=policy) as node,
+        fabric(hub) as honest,
+        raw_child(hub) as child,
+    ):
+        await node.serve(agent, ADDRESS)
+        for number in range(2000):
+            fields: dict[str, Any] = {"to": ADDRESS, "flowId": f"f{number}"}
+            if policy == "at-least-once":
+                fields |= {"replyTo": f"__sys__@{hub.path}/raw", "corrId": "c", "rtype": 1}
+            await say(child, f"m{number}", {"type": "Data", "payload": "flood"}, **fields)
+        await eventually(lambda: agent.stuck >= 4)
+        for number in range(100):
+            await honest.send_message(ADDRESS, number)
+            assert await Slow.remote(ADDRESS, fabric=honest).echo(number) == number
+        await eventually(lambda: agent.messages == list(range(100)))
+        agent.gate.set()
+
+
+@pytest.mark.parametrize("reply_to", [{}, {"replyTo": "__sys__@/hub/raw", "corrId": "c"}])
+async def test_plain_messages_beyond_a_sources_share_are_refused(
+    reply_to: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "MAX_WAITING", 20)
+    agent = Slow()
+    async with (
+        sentinel(node_id="hub") as hub,
+        fabric(hub, max_running_calls=8) as node,
+        raw_child(hub) as child,
+    ):
+        await node.serve(agent, ADDRESS)
+        for number in range(40):
+            frame = {"type": "Data", "payload": "flood"}
+            await say(child, f"m{number}", frame, to=ADDRESS, flowId=f"f{number}", **reply_to)
+        if reply_to:
+            nack = json.loads(await child.recv())["frame"]
+            assert (nack["code"], nack["ok"]) == ("BUSY", False)
+            assert "10 messages wait on the agent's node" in nack["reason"]
+        await eventually(lambda: agent.stuck == 4)
+        agent.gate.set()
+        assert await Slow.remote(ADDRESS, fabric=node).echo(1) == 1
+        await eventually(lambda: len(agent.messages) == 14)
+
+
+async def test_children_with_many_waiting_flows_leave_room_for_those_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow, "FORGET_ABOVE", 50)
+    async with (
+        sentinel(node_id="hub") as hub,
+        raw_child(hub, "deaf") as deaf,
+        raw_child(hub, "loud") as loud,
+        raw_child(hub, "louder") as louder,
+        fabric(hub) as honest,
+    ):
+        await say(deaf, "2", {"type": "AddressBind", "address": ADDRESS}, corrId="b")
+        await deaf.recv()
+        for number in range(33 * 40):
+            for each in (loud, louder):
+                flow_id = f"{id(each)}-{number // 33}"
+                await say(each, "m", {"type": "Data"}, to=ADDRESS, flowId=flow_id)
+        await honest.send_message(ADDRESS, "honest")
+        async with asyncio.timeout(20):
+            while json.loads(await deaf.recv())["frame"].get("payload") != "honest":
+                pass

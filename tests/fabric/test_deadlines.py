@@ -442,7 +442,7 @@ async def test_a_node_keeps_its_link_whatever_other_nodes_wrote(
 async def test_a_node_keeps_its_link_however_many_flows_others_use(
     network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow, "MAX_FLOWS", 10)
+    monkeypatch.setattr(flow, "FORGET_ABOVE", 10)
     network.listeners[1] = hub = RawSentinel()
     async with asyncio.TaskGroup() as tasks:
         attaching = tasks.create_task(hub.attach("first"))
@@ -453,5 +453,5 @@ async def test_a_node_keeps_its_link_however_many_flows_others_use(
             for number in range(20):
                 child.say({"type": "Data", "payload": 1}, flowId=f"f{number}")
             await child.hear("NodeHeartbeat")
-            assert len(held) == 10
+            assert len(held) == 20
             assert node.describe()["attached"]

@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from strongroom import Agent, Fabric
 from strongroom.errors import CallInterrupted, StreamStalled
 from strongroom.messaging import calls, flow
+from strongroom.nodes import child_link
 from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel, sentinel_agent_and_client
 from support.peer import PATH, close_code, raw_child, say
 from support.proxy import proxied
@@ -205,7 +206,7 @@ async def test_many_streams_cancelled_in_one_turn_cost_nobody_the_link(number: i
 
 
 async def test_a_flood_of_flows_closes_its_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "MAX_FLOWS", 100)
+    monkeypatch.setattr(child_link, "MAX_FLOWS", 100)
     async with sentinel() as hub, raw_child(hub, "deaf") as deaf, raw_child(hub, "loud") as loud:
         await say(deaf, "2", {"type": "AddressBind", "address": ADDRESS}, corrId="b")
         await deaf.recv()

@@ -30,6 +30,7 @@ from strongroom.messaging.address import Address, new_id
 from strongroom.messaging.calls import TIMEOUT_SECONDS
 from strongroom.messaging.operations import find_operation, operations_of, outcome
 from strongroom.messaging.rpc import Target
+from strongroom.messaging.values import check_depth
 from strongroom.nodes.fabric import Fabric
 from strongroom.nodes.node import Node
 from strongroom.nodes.process import run, run_until_stopped
@@ -241,6 +242,7 @@ class _Place(Generic[S]):
 
     async def receive(self, payload: Raw) -> None:
         """Take a plain message."""
+        check_depth(payload)
         answer = await outcome(self._agent.on_message(msgspec.json.decode(payload)))
         if answer is not None and self.node is not None:
             await self.node.send(answer.envelope)

@@ -16,6 +16,7 @@ from strongroom.messaging.values import (
     MAX_PROBLEMS,
     Codec,
     Unfit,
+    check_depth,
     listed,
     problem,
     within,
@@ -108,6 +109,7 @@ class Parameters:
         if len(problems) >= MAX_COUNTED:
             return None  # the call is refused anyway
         try:
+            check_depth(value)
             return self._codecs[name].read(value)
         except Unfit as error:
             problems.extend(within(name, error.problems))

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from threading import get_ident
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct
 
 from strongroom.errors import (
     CallError,
@@ -23,6 +23,7 @@ from strongroom.errors import (
 from strongroom.messaging.address import new_id
 from strongroom.messaging.deadline import Deadline
 from strongroom.messaging.delivery import AtMostOnce
+from strongroom.messaging.depth import TOO_DEEP, is_too_deep
 from strongroom.messaging.envelope import (
     Data,
     DeliveryAck,
@@ -264,6 +265,10 @@ class OutgoingCalls:
         except (msgspec.MsgspecError, RecursionError) as error:
             release()
             waiting.fail(ProtocolError(f"The answer cannot be read: {error}"))
+            return
+        if response.result is not UNSET and is_too_deep(bytes(response.result)):
+            release()
+            waiting.fail(ProtocolError(f"The answer cannot be read: {TOO_DEEP}."))
             return
         if isinstance(waiting.answer, _Stream):
             waiting.to = envelope.reply_to or waiting.to

@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 from typing import ClassVar, NamedTuple, Protocol
 
 from strongroom.errors import FabricError
-from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType
+from strongroom.messaging.address import source_of
+from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, ReplyType
 from strongroom.messaging.flow import STALL_SECONDS, Release
+from strongroom.messaging.places import Places
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender
 from strongroom.messaging.unit import Unit
+from strongroom.peers_log import peers_log
 
-log = logging.getLogger(__name__)
+MAX_WAITING = 2048
+"""Plain messages that wait for a place to run, shared fairly by those who send them."""
+
+log = peers_log(__name__)
 
 
 class Work(NamedTuple):
@@ -45,6 +51,7 @@ class AtMostOnce:
 
     def __init__(self, sender: Sender) -> None:
         self.sender = sender
+        self._waiting = Places(MAX_WAITING)
 
     async def start(self) -> None:
         """Continue what the last run of this node left."""
@@ -68,12 +75,23 @@ class AtMostOnce:
 
     def receive(self, runner: Runner, work: Work) -> None:
         """Acknowledge a message if its sender asks for that, and run it."""
-        if runner.refuses(work.envelope):
+        envelope, is_plain = work.envelope, not work.envelope.rtype & ReplyType.CALL
+        source = source_of(envelope.reply_to)
+        if runner.refuses(envelope) or (
+            is_plain and not has_room(self._waiting, source, envelope, self.sender)
+        ):
             work.release()
             return
-        if work.envelope.rtype & ReplyType.ACK:
-            self.sender.acknowledge(work.envelope, DeliveryAck(ok=True))
+        if is_plain:
+            self._waiting.take(source)
+            work = work._replace(release=partial(self._release, source, work.release))
+        if envelope.rtype & ReplyType.ACK:
+            self.sender.acknowledge(envelope, DeliveryAck(ok=True))
         runner.start(work)
+
+    def _release(self, source: str, release: Release) -> None:
+        self._waiting.leave(source)
+        release()
 
     async def record_answer(
         self,
@@ -99,3 +117,14 @@ class AtMostOnce:
 
     def resume(self, runner: Runner) -> None:
         """Run what was acknowledged in the last run but not finished, and has a handler now."""
+
+
+def has_room(places: Places, source: str, envelope: Envelope, sender: Sender) -> bool:
+    """Whether a message of `source` may wait. If not, its sender is told, if that is possible."""
+    if places.has_room(source):
+        return True
+    log.warning("a message of %s was refused: too many wait", source or "an unknown node")
+    reason = f"{places.taken} messages wait on the agent's node; this one was refused."
+    nack = DeliveryAck(ok=False, code=NackCode.BUSY, reason=reason)
+    sender.acknowledge(envelope, nack)
+    return False

@@ -7,6 +7,7 @@ because it forwards the bytes of a message unchanged.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from itertools import chain
 from typing import Annotated, Final
 
 import msgspec
@@ -14,6 +15,7 @@ from msgspec import Meta, Raw, Struct, field
 
 from strongroom.errors import ProtocolError
 from strongroom.messaging.address import MAX_ADDRESS, new_id
+from strongroom.messaging.depth import MAX_DEPTH, is_too_deep
 
 MAX_MESSAGE: Final = 256 * 1024
 """Largest message in bytes. Naylence's peers refuse to send or receive a larger one."""
@@ -34,6 +36,7 @@ class ReplyType:
     ACK = 1
     REPLY = 2
     STREAM = 4
+    CALL = REPLY | STREAM
 
 
 class FlowFlag:
@@ -234,6 +237,7 @@ current_trace: ContextVar[str | None] = ContextVar("strongroom_trace", default=N
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Envelope)
+_read_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _type_decoder = msgspec.json.Decoder(_WithAnyFrame)
 
 encode = _encoder.encode
@@ -249,7 +253,7 @@ def decode(data: bytes) -> Envelope:
     try:
         if not data.isascii():
             data.decode()  # a string that is only passed on is not checked by the decoder
-        return _decoder.decode(data)
+        envelope = _decoder.decode(data)
     except msgspec.ValidationError as error:
         unknown = _with_unknown_frame(data)
         if unknown is None:
@@ -257,6 +261,25 @@ def decode(data: bytes) -> Envelope:
         return unknown
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"Not an envelope: {error}") from None
+    _check_depth(data, envelope.frame)
+    return envelope
+
+
+def _check_depth(data: bytes, frame: Frame) -> None:
+    """Refuse fields that are nested too deeply, but for the payload: that is for its reader."""
+    payload = bytes(frame.payload) if isinstance(frame, Data) else b""
+    if _openings(data) - _openings(payload) <= MAX_DEPTH:
+        return
+    fields = _read_fields(data)
+    fields_of_frame = _read_fields(fields.pop("frame"))
+    if isinstance(frame, Data):
+        fields_of_frame.pop("payload", None)
+    if any(is_too_deep(bytes(each)) for each in chain(fields.values(), fields_of_frame.values())):
+        raise ProtocolError(f"Not an envelope: a field is nested more than {MAX_DEPTH} levels deep")
+
+
+def _openings(data: bytes) -> int:
+    return data.count(b"{") + data.count(b"[")
 
 
 def _with_unknown_frame(data: bytes) -> Envelope | None:

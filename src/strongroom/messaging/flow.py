@@ -27,7 +27,8 @@ CREDIT_AFTER = 24
 """Released messages for which one CreditUpdate is sent."""
 MAX_HELD = 2 * WINDOW
 """Messages of one flow above which we stop reading: their sender ignores flow control."""
-MAX_FLOWS = 4096
+FORGET_ABOVE = 4096
+"""Flows of one direction above which the idle ones are forgotten."""
 MAX_HELD_BYTES = 512 * 1024 * 1024
 """Bytes of one link above which we stop reading it: more than a sentinel lets wait for all readers
 together, so that those who do not read cannot stop an agent that answers them."""
@@ -90,17 +91,28 @@ class _Incoming:
 class Channel:
     """A link whose messages are envelopes under flow control.
 
-    What waits in this channel is also counted in `waiting`, which channels may share.
+    Args:
+        link: What carries the messages.
+        owner: What they are for.
+        waiting: Counts the bytes that wait here, for several channels together.
+        max_flows: How many flows the other end may have in use. None: any number, for an end that
+            passes on what many others send, each with a limit of its own.
     """
 
     def __init__(
-        self, link: Link | Loopback, owner: ChannelOwner, waiting: Waiting | None = None
+        self,
+        link: Link | Loopback,
+        owner: ChannelOwner,
+        waiting: Waiting | None = None,
+        max_flows: int | None = None,
     ) -> None:
         self.link = link
         self.flow_id = new_id()
         self._owner = owner
         self._outgoing: dict[str, _Outgoing] = {}
         self._incoming: dict[str, _Incoming] = {}
+        self._max_flows = max_flows
+        self._forget_above = FORGET_ABOVE
         self.waiting_bytes = 0
         self._all_waiting = waiting or Waiting()
         self._held_bytes = 0
@@ -163,10 +175,7 @@ class Channel:
     def _flow_out(self, flow_id: str) -> _Outgoing:
         flow = self._outgoing.get(flow_id)
         if flow is None:
-            if not self._has_room(self._outgoing):
-                raise StreamStalled(
-                    f"More than {MAX_FLOWS} flows are waiting for {self.link.name}."
-                )
+            self._forget_some(self._outgoing, self._forget_above)
             # Nobody gives credit for messages without a flow.
             flow = _Outgoing(WINDOW if flow_id else sys.maxsize)
             self._outgoing[flow_id] = flow
@@ -258,8 +267,9 @@ class Channel:
         flow_id = envelope.flow_id or ""
         flow = self._incoming.get(flow_id)
         if flow is None:
-            if not self._has_room(self._incoming):
-                raise ProtocolError(f"more than {MAX_FLOWS} flows are in use")
+            self._forget_some(self._incoming, self._max_flows or self._forget_above)
+            if self._max_flows is not None and len(self._incoming) >= self._max_flows:
+                raise ProtocolError(f"more than {self._max_flows} flows are in use")
             flow = self._incoming[flow_id] = _Incoming()
         flow.touched = True
         flow.held += 1
@@ -304,10 +314,11 @@ class Channel:
 
     # --- the life of flows ---
 
-    def _has_room(self, flows: Sized) -> bool:
-        if len(flows) >= MAX_FLOWS:
+    def _forget_some(self, flows: Sized, number: int) -> None:
+        if len(flows) >= number:
             self._forget_idle(even_if_touched=True)
-        return len(flows) < MAX_FLOWS
+            in_use = max(len(self._incoming), len(self._outgoing))
+            self._forget_above = max(FORGET_ABOVE, 2 * in_use)
 
     def _sweep(self) -> None:
         self._forget_idle()

@@ -47,7 +47,6 @@ from strongroom.messaging.unit import Unit
 from strongroom.peers_log import peers_log
 from strongroom.settings import Settings
 
-_CALL = ReplyType.REPLY | ReplyType.STREAM
 READER_CHECK_SECONDS = 2.0
 """Seconds after which a stream on which nothing was sent asks whether its reader is still there."""
 UNREAD_STREAM_SECONDS = 300.0
@@ -135,7 +134,7 @@ class IncomingCalls:
         if self._is_leaving and envelope.rtype:
             code = NackCode.NODE_LEAVING
             reason = "The agent's node is stopping; the call did not run."
-        elif envelope.rtype & _CALL and not (places := self._places(envelope)).has_room(
+        elif envelope.rtype & ReplyType.CALL and not (places := self._places(envelope)).has_room(
             source_of(envelope.reply_to)
         ):
             what = "streams" if places is self._streams else "calls"
@@ -235,7 +234,7 @@ class IncomingCalls:
         try:
             request = read_request(data.payload)
         except (msgspec.MsgspecError, RecursionError) as error:
-            if envelope.rtype & _CALL:
+            if envelope.rtype & ReplyType.CALL:
                 text = f"The request cannot be read: {error}"
                 request = Request("", id=envelope.corr_id)
                 await self._reply(envelope, request, error=ErrorDetail(INVALID_REQUEST, text))
@@ -323,7 +322,8 @@ class IncomingCalls:
         error: ErrorDetail | None = None,
         is_last: bool = False,
     ) -> None:
-        if envelope.reply_to is None:
+        is_plain = envelope.corr_id is None and not envelope.rtype & ReplyType.CALL
+        if envelope.reply_to is None or is_plain:
             return
         reply = self._reply_to(envelope, request, result, error)
         if envelope.rtype & ReplyType.STREAM:

@@ -33,6 +33,8 @@ from pydantic import (
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from pydantic_core import to_json as to_pydantic_json
 
+from strongroom.messaging.depth import TOO_DEEP, is_too_deep
+
 MAX_PROBLEMS = 20
 """How many problems of a value an error lists; it counts the others."""
 MAX_COUNTED = 4000
@@ -136,16 +138,19 @@ class Codec:
             if kind in self._simple and (kind is not float or isfinite(value)):
                 return _encode(value)
             if self._adapter is None:
-                return self._write_plain(value)
-            return self._write_checked(self._adapter, value)
+                data = self._write_plain(value)
+            else:
+                data = self._write_checked(self._adapter, value)
         except Unfit:
             raise
         except ValidationError as error:
             raise _unfit(error) from None
         except RecursionError:
-            raise Unfit.at((), "it is nested too deeply", "recursion") from None
+            raise Unfit.at((), TOO_DEEP, "too_deep") from None
         except Exception as error:  # of a validator or serialiser of the user's, or of an encoder
             raise Unfit.at((), f"{type(error).__name__}: {_text(error)}", "unwritable") from error
+        check_depth(data)
+        return data
 
     def _write_plain(self, value: Any) -> bytes:
         try:
@@ -184,6 +189,16 @@ class Codec:
                 if isinstance(part, float) and not isfinite(part):
                     each["msg"] = f"JSON has no {part}"
             raise Unfit(error.problems) from None
+
+
+def check_depth(data: Raw | bytes) -> None:
+    """Check JSON that arrives or is sent.
+
+    Raises:
+        Unfit: It is nested too deeply.
+    """
+    if is_too_deep(bytes(data)):
+        raise Unfit.at((), TOO_DEEP, "too_deep")
 
 
 def _part(value: Any, place: Sequence[str | int]) -> Any:

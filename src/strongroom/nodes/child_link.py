@@ -18,6 +18,9 @@ from strongroom.peers_log import peers_log
 MAX_CALLS_UNDER_WAY = 8192
 """Calls of one child that are remembered until they are answered."""
 
+MAX_FLOWS = 4096
+"""Flows of one child on which messages wait for their receivers."""
+
 log = peers_log(__name__)
 
 CallKey = tuple[str, str]
@@ -57,7 +60,7 @@ class ChildLink:
         self.link = link
         self.system_id: str | None = None
         self.under_way: dict[CallKey, CallUnderWay] = {}
-        self.channel = Channel(link, self, waiting)
+        self.channel = Channel(link, self, waiting, MAX_FLOWS)
         self.nack_flow_id = new_id()
         self.reply_to: str | None = None
         self._called: dict[CallKey, ChildLink] = {}
@@ -88,7 +91,7 @@ class ChildLink:
 
     def record_request(self, envelope: Envelope, caller: ChildLink | None) -> None:
         """Remember a message to this child, if it is a call. The sentinel's have no `caller`."""
-        if not envelope.rtype & (ReplyType.REPLY | ReplyType.STREAM):
+        if not envelope.rtype & ReplyType.CALL:
             return
         if envelope.corr_id is None or envelope.reply_to is None:
             return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from strongroom.background import BackgroundTasks
 from strongroom.errors import FabricError, ProtocolError, StorageError
 from strongroom.messaging.address import new_id, source_of
-from strongroom.messaging.delivery import Runner, Work
+from strongroom.messaging.delivery import Runner, Work, has_room
 from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, NackCode, decode, encode
 from strongroom.messaging.places import Places
 from strongroom.messaging.sender import Sender
@@ -113,10 +113,7 @@ class Inbox:
         source = source_of(envelope.reply_to)
         if runner.refuses(envelope):
             return False
-        if not self._room.has_room(source):
-            reason = f"{self._room.taken} messages wait on the agent's node; this one was refused."
-            nack = DeliveryAck(ok=False, code=NackCode.BUSY, reason=reason)
-            self._sender.acknowledge(envelope, nack)
+        if not has_room(self._room, source, envelope, self._sender):
             return False
         message = ReceivedMessage(envelope=encode(envelope).decode())
         self._room.take(source)

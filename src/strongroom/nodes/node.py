@@ -340,7 +340,12 @@ class Node:
                 f"The message to {address} cannot be sent: {listed(error.problems)}.",
                 data=error.problems[:MAX_PROBLEMS],
             ) from None
-        return Envelope(to=str(address), trace_id=current_trace.get(), frame=Data(payload=payload))
+        return Envelope(
+            to=str(address),
+            reply_to=self._running.sender.sys_address,  # says whose it is; nothing is answered
+            trace_id=current_trace.get(),
+            frame=Data(payload=payload),
+        )
 
     async def send(self, envelope: Envelope) -> None:
         """Send an envelope; one without a trace belongs to that of the message being handled."""
@@ -386,7 +391,7 @@ class Node:
         elif not running.held.hold((envelope, data, release)):
             release()
             reason = f"Unroutable to {receiver_of(envelope)}"
-            if envelope.reply_to is None:
+            if envelope.corr_id is None:
                 log.warning("a message was dropped: nothing is bound at %s", receiver_of(envelope))
             nack = DeliveryAck(ok=False, code=NackCode.NO_ROUTE, reason=reason)
             running.sender.acknowledge(envelope, nack)

@@ -19,6 +19,7 @@ from strongroom.messaging.operations import (
     operations_of,
     outcome,
 )
+from strongroom.messaging.values import check_depth
 
 if TYPE_CHECKING:
     from strongroom.nodes.node import Node
@@ -69,6 +70,7 @@ class Service:
 
     async def receive(self, payload: Raw) -> None:
         """Take a plain message."""
+        check_depth(payload)
         if not await self._run("on_message", msgspec.json.decode(payload)):
             log.warning("%s got a message and has no on_message()", self.name)
 
