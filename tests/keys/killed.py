@@ -1,8 +1,8 @@
 """Kills a node at each step of a change of keys, in a forked child, and checks what is left.
 
 Run as `killed.py DIRECTORY data|master some|all`. A step is an fsync, a rename, a link, an unlink,
-a new file, or a task or commit of a writer. Prints how many children were killed, and in which
-state their directories were found.
+a new file, a change of the keystore, or a task or commit of a writer. Prints how many children were
+killed, and in which state their directories were found.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from strongroom.disk.changes import ChangesFile
 from strongroom.errors import WrongMasterKey
 from strongroom.keys.keystore import KeyState
 from strongroom.keys.master import MasterKey
@@ -61,6 +62,7 @@ def die_at(point: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
     for name in ("replace", "unlink"):
         setattr(Path, name, counted(getattr(Path, name)))
+    ChangesFile._write = counted(ChangesFile._write)  # type: ignore[method-assign]
     for name in ("_perform", "_commit", "_stop"):
         setattr(writer.Writer, name, counted(getattr(writer.Writer, name)))
 

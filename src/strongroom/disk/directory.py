@@ -22,6 +22,8 @@ _TEMPORARY = ".new"
 LOG_SUFFIX = "-wal"
 SHARED_MEMORY_SUFFIX = "-shm"
 JOURNAL_SUFFIX = "-journal"
+CHANGES = "__keystore_changes"
+"""The file in which `changes.py` keeps the changes of the keystore."""
 COMMITS = "__commits"
 """The file in which `commits.py` notes what was committed."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from strongroom.disk.directory import (
+    CHANGES,
     COMMITS,
     JOURNAL_SUFFIX,
     LOG_SUFFIX,
@@ -25,7 +26,7 @@ SPARSE = 100
 """A file that claims so many times the space that it occupies was not written by a node."""
 
 _OURS = re.compile(
-    rf".*\.db({LOG_SUFFIX}|{SHARED_MEMORY_SUFFIX}|{JOURNAL_SUFFIX})?|\..*\.db\..*\.new.*|{COMMITS}"
+    rf".*\.db({LOG_SUFFIX}|{SHARED_MEMORY_SUFFIX}|{JOURNAL_SUFFIX})?|\..*\.db\..*\.new.*|{COMMITS}|{CHANGES}"
 )
 _KINDS = {
     stat.S_IFDIR: "a directory",

@@ -69,6 +69,11 @@ def file_key(root: bytes, namespace: str, *, format: int, file_id: bytes) -> Fil
     return FileKey(Header(format, file_id, check), page_key)
 
 
+def changes_key(root: bytes, changes_id: bytes) -> bytes:
+    """The key of the changes of a keystore, 32 bytes (HKDF-Expand)."""
+    return _expand(root, b"strongroom/changes/v1", changes_id.hex())
+
+
 def _expand(root: bytes, label: bytes, namespace: str) -> bytes:
     return HKDFExpand(SHA256(), 32, label + b"\0" + namespace.encode()).derive(root)
 

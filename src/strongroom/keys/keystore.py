@@ -1,7 +1,7 @@
 """The keystore: one random data key for each namespace, and the end of the audit log.
 
-Its contents are in memory. Each change is saved whole before it counts, together with its line of
-the audit log. Under a plain profile the keystore has the same contents without secrets.
+Its contents are in memory. Each change is saved before it counts, together with its line of the
+audit log. Under a plain profile the keystore has the same contents without secrets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -85,7 +85,8 @@ class KeystoreContents(msgspec.Struct):
     """Everything in the keystore. Every change of keys raises `generation` by one.
 
     `running` is set while a node runs, and stays so after a kill. `meta_revision` is a revision
-    that `__node_meta` has had: its own watermark.
+    that `__node_meta` has had: its own watermark. `changes_id` names the changes that continue
+    this keystore.
     """
 
     generation: int = 0
@@ -95,13 +96,55 @@ class KeystoreContents(msgspec.Struct):
     chain: AuditChain = msgspec.field(default_factory=new_audit_chain, name="trail")
     running: bool = False
     meta_revision: int = 0
+    changes_id: bytes = b""
+
+    def apply(self, change: KeystoreChange) -> None:
+        """Make a change."""
+        self.generation, self.dropped = change.generation, change.dropped
+        self.chain, self.running = change.chain, change.running
+        self.meta_revision = change.meta_revision
+        for namespace, keys in change.entries.items():
+            if keys is None:
+                self.entries.pop(namespace, None)
+            else:
+                self.entries[namespace] = keys
+        if change.unretired:
+            gone = set(change.unretired)
+            self.retired = [old for old in self.retired if old.key.file_id not in gone]
+        self.retired += change.retired
+
+    def copy(self) -> KeystoreContents:
+        """The same, to be changed apart."""
+        return msgspec.structs.replace(self, entries={**self.entries}, retired=[*self.retired])
+
+
+class KeystoreChange(msgspec.Struct, omit_defaults=True):
+    """What a change of the keystore makes different. It is small, however many keys there are."""
+
+    generation: int
+    dropped: list[DroppedFile]
+    chain: AuditChain = msgspec.field(name="trail")
+    running: bool
+    meta_revision: int
+    entries: dict[str, NamespaceKeys | None] = {}
+    """The keys of namespaces; None where they are destroyed."""
+    retired: list[RetiredKey] = []
+    """The keys that are retired now."""
+    unretired: list[bytes] = []
+    """The file ids of retired keys that are destroyed, or in use again."""
 
 
 class KeystoreMedium(Protocol):
     """Where a keystore is saved."""
 
-    async def save(self, contents: KeystoreContents, master: MasterKey | None) -> None:
+    async def append(self, change: KeystoreChange) -> bool:
+        """Save a change, durably. False if it has not, since the keystore must be saved whole."""
+
+    async def replace(self, contents: KeystoreContents, master: MasterKey | None) -> None:
         """Replace what is saved by `contents`, encrypted under `master`, durably."""
+
+    def close(self) -> None:
+        """Close what is open."""
 
 
 class Keystore:
@@ -175,32 +218,35 @@ class Keystore:
         was = (old.namespace for old in self._contents.retired if old.key.file_id == file_id)
         return next(was, None)
 
+    def close(self) -> None:
+        """Close what its medium has open."""
+        self._medium.close()
+
     # --- verbs --------------------------------------------------------------------------------
 
     async def add(self, namespace: str, now: int) -> None:
         """Make a data key for a new namespace, whose file can then be created."""
-        async with self._change() as contents:
-            contents.entries[namespace] = NamespaceKeys(KeyState.NEW, self._new_data_key(now))
+        async with self._change() as change:
+            change.entries[namespace] = NamespaceKeys(KeyState.NEW, self._new_data_key(now))
 
     async def activate(self, namespace: str) -> None:
         """Note that the file of a new namespace is complete and durable."""
-        async with self._change() as contents:
-            contents.entries[namespace].state = KeyState.LIVE
+        async with self._change() as change:
+            change.entries[namespace] = self._changed(namespace, state=KeyState.LIVE)
 
     async def drop(self, namespace: str, now: int) -> None:
         """Destroy the keys of a namespace, those that were retired too."""
-        async with self._change() as contents:
-            entry = contents.entries.pop(namespace)
-            contents.retired = [key for key in contents.retired if key.namespace != namespace]
-            contents.dropped = [DroppedFile(namespace, key.file_id) for key in entry.keys]
-            contents.chain.add(now, "dropped", namespace)
+        async with self._change() as change:
+            keys = self.entries[namespace].keys
+            change.dropped = [DroppedFile(namespace, key.file_id) for key in keys]
+            self._destroy(change, namespace)
+            change.chain.add(now, "dropped", namespace)
 
     async def forget(self, namespace: str, now: int, detail: str) -> None:
         """Destroy the keys of a namespace whose file is given up."""
-        async with self._change() as contents:
-            contents.entries.pop(namespace, None)
-            contents.retired = [key for key in contents.retired if key.namespace != namespace]
-            contents.chain.add(now, "forgotten", namespace, detail)
+        async with self._change() as change:
+            self._destroy(change, namespace)
+            change.chain.add(now, "forgotten", namespace, detail)
 
     async def accept(self, namespace: str, file_id: bytes | None, now: int, detail: str) -> None:
         """Note that an older copy of a file is taken as the truth.
@@ -211,11 +257,12 @@ class Keystore:
             now: The time.
             detail: What is lost.
         """
-        async with self._change() as contents:
-            entry = contents.entries.get(namespace)
-            if entry is not None and file_id not in (None, entry.key.file_id):
-                _bring_back(contents, namespace, entry, file_id)
-            contents.chain.add(now, "accepted", namespace, detail)
+        async with self._change() as change:
+            for old in self._retired_of(namespace):
+                if old.key.file_id == file_id:
+                    change.unretired.append(old.key.file_id)
+                    change.entries[namespace] = NamespaceKeys(KeyState.LIVE, old.key)
+            change.chain.add(now, "accepted", namespace, detail)
 
     async def accept_node_meta(
         self, revision: int, lines: Sequence[AuditLine], now: int, detail: str
@@ -224,16 +271,16 @@ class Keystore:
 
         Returns the number of its audit lines that are sound; the log goes on after those.
         """
-        async with self._change() as contents:
-            contents.meta_revision = revision
-            kept = contents.chain.cut(lines)
-            contents.chain.add(now, "accepted", "__node_meta", detail)
+        async with self._change() as change:
+            change.meta_revision = revision
+            kept = change.chain.cut(lines)
+            change.chain.add(now, "accepted", "__node_meta", detail)
         return kept
 
     async def change_master(self, master: MasterKey, now: int, detail: str = "") -> None:
         """Encrypt the keystore under another master key. Data keys and data stay."""
-        async with self._change(master) as contents:
-            contents.chain.add(now, "master key changed", detail=detail)
+        async with self._change(master) as change:
+            change.chain.add(now, "master key changed", detail=detail)
 
     async def begin_rotation(self, namespaces: Sequence[str] | None, now: int) -> list[str]:
         """Make the next data keys of namespaces, and return the names of those to be copied.
@@ -245,8 +292,8 @@ class Keystore:
         Raises:
             InvalidNamespace: There is no such namespace.
         """
-        async with self._change() as contents:
-            states = {name: entry.state for name, entry in contents.entries.items()}
+        async with self._change() as change:
+            states = {name: entry.state for name, entry in self.entries.items()}
             left = [name for name, state in states.items() if state is KeyState.ROTATING]
             if namespaces is None:
                 chosen = left or [name for name, s in states.items() if s is KeyState.LIVE]
@@ -258,70 +305,79 @@ class Keystore:
                         f"There is no namespace {name!r}.", remedy="strongroom store ls"
                     )
             for name in set(chosen).difference(left):
-                contents.entries[name].state = KeyState.ROTATING
-                contents.entries[name].next_key = self._new_data_key(now)
-            contents.chain.add(now, "rotation began", detail=f"{len(chosen)} namespaces")
+                next_key = self._new_data_key(now)
+                change.entries[name] = self._changed(
+                    name, state=KeyState.ROTATING, next_key=next_key
+                )
+            change.chain.add(now, "rotation began", detail=f"{len(chosen)} namespaces")
         return sorted(chosen)
 
     async def finish_rotation(self, namespace: str, now: int) -> None:
         """Note that the file is under the next key, and retire the old one."""
-        async with self._change() as contents:
-            entry = contents.entries[namespace]
+        async with self._change() as change:
+            entry = self.entries[namespace]
             assert entry.next_key is not None
-            contents.retired.append(RetiredKey(namespace, entry.key, now))
-            contents.chain.add(now, "data key rotated", namespace, f"{entry.key.id} is retired")
-            entry.state, entry.key, entry.next_key = KeyState.LIVE, entry.next_key, None
+            change.retired.append(RetiredKey(namespace, entry.key, now))
+            change.chain.add(now, "data key rotated", namespace, f"{entry.key.id} is retired")
+            change.entries[namespace] = NamespaceKeys(KeyState.LIVE, entry.next_key)
 
     async def note(
         self, event: str, now: int, namespace: str | None = None, detail: str = ""
     ) -> None:
         """Add a line to the audit log. As no key changes, the generation stays."""
-        async with self._change(changes_keys=False) as contents:
-            contents.chain.add(now, event, namespace, detail)
+        async with self._change(changes_keys=False) as change:
+            change.chain.add(now, event, namespace, detail)
 
     async def note_opening(self, newest: AuditLine | None, meta_revision: int, now: int) -> None:
         """Add the line of a start; `newest` is the last line in `__node_meta`."""
-        async with self._change(changes_keys=False) as contents:
-            contents.running, contents.meta_revision = True, meta_revision
+        async with self._change(changes_keys=False) as change:
+            change.running, change.meta_revision = True, meta_revision
             if newest is not None:
-                contents.chain.catch_up(newest, now)
+                change.chain.catch_up(newest, now)
             detail = f"by user {os.getuid()}, process {os.getpid()}"
-            contents.chain.add(now, "opened", detail=detail)
+            change.chain.add(now, "opened", detail=detail)
 
     async def note_closing(self, meta_revision: int) -> None:
-        """Note a clean stop."""
-        async with self._change(changes_keys=False) as contents:
-            contents.running, contents.meta_revision = False, meta_revision
+        """Note a clean stop, in a keystore that is whole again."""
+        async with self._change(self._master, changes_keys=False, whole=True) as change:
+            change.running, change.meta_revision = False, meta_revision
 
     @contextlib.asynccontextmanager
     async def _change(
-        self, master: MasterKey | None = None, *, changes_keys: bool = True
-    ) -> AsyncIterator[KeystoreContents]:
-        """Change a copy of the contents in the block; it is saved at the end, and counts then."""
+        self, master: MasterKey | None = None, *, changes_keys: bool = True, whole: bool = False
+    ) -> AsyncIterator[KeystoreChange]:
+        """A change to be filled in the block; it is saved at the end, and counts then."""
         async with self._changing:
-            contents = msgspec.json.decode(
-                msgspec.json.encode(self._contents), type=KeystoreContents
+            known = self._contents
+            change = KeystoreChange(
+                known.generation,
+                known.dropped,
+                known.chain.copy(),
+                known.running,
+                known.meta_revision,
             )
-            yield contents
-            contents.generation += changes_keys
-            await finish(self._save(contents, master or self._master))
+            yield change
+            change.generation += changes_keys
+            await finish(self._save(change, master, whole=whole or master is not None))
 
-    async def _save(self, contents: KeystoreContents, master: MasterKey | None) -> None:
-        await self._medium.save(contents, master)
-        self._master, self._contents = master, contents
+    async def _save(self, change: KeystoreChange, master: MasterKey | None, *, whole: bool) -> None:
+        if whole or not await self._medium.append(change):
+            contents, master = self._contents.copy(), master or self._master
+            contents.apply(change)
+            await self._medium.replace(contents, master)
+            self._master = master
+        self._contents.apply(change)
+
+    def _changed(self, namespace: str, **changes: Any) -> NamespaceKeys:
+        return msgspec.structs.replace(self.entries[namespace], **changes)
+
+    def _destroy(self, change: KeystoreChange, namespace: str) -> None:
+        change.entries[namespace] = None
+        change.unretired += [old.key.file_id for old in self._retired_of(namespace)]
+
+    def _retired_of(self, namespace: str) -> list[RetiredKey]:
+        return [old for old in self.retired if old.namespace == namespace]
 
     def _new_data_key(self, now: int) -> DataKey:
         secret = secrets.token_bytes(32) if self._master else b""
         return DataKey(secrets.token_hex(4), new_file_id(), secret, now)
-
-
-def _bring_back(
-    contents: KeystoreContents, namespace: str, entry: NamespaceKeys, file_id: bytes | None
-) -> None:
-    """Make the key with a file id that of a namespace again."""
-    known = [(key, key.key) for key in contents.retired if key.namespace == namespace]
-    for retired, key in known:
-        if key.file_id == file_id:
-            contents.retired.remove(retired)
-            entry.state, entry.key, entry.next_key = KeyState.LIVE, key, None
-            return

@@ -136,12 +136,11 @@ class StorageProvider(ABC):
     async def _open_typed(
         self, model: type[V], namespace: str, upgrade: Sequence[Upgrade] = (), *, owner: str = ""
     ) -> KeyValueStore[V]:
-        namespaces = await self.namespaces()
-        namespace = check_namespace(namespace, namespaces)
-        known = self.typed.get(namespace)
-        if known is not None and namespace in namespaces:
-            known.check_model(model)
+        namespace = check_namespace(namespace)
         records = await self.open(namespace)
+        known = self.typed.get(namespace)
+        if known is not None and known.is_on(records):
+            known.check_model(model)
         store = KeyValueStore(
             records, model, namespace, self.clock, upgrade, encrypts=self.encrypts, owner=owner
         )

@@ -126,6 +126,10 @@ class KeyValueStore(Generic[V]):
     def __repr__(self) -> str:
         return f"<KeyValueStore {self.namespace!r} of {self._encoding.model.__name__}>"
 
+    def is_on(self, records: RecordStore) -> bool:
+        """Whether this is a store on `records`, which was not dropped since."""
+        return self._records is records
+
     def check_model(self, model: type[Any]) -> None:
         """Raise StorageError unless the records are of `model`, or it is a new version of theirs.
 

@@ -82,7 +82,8 @@ class KeystoreSeen(msgspec.Struct, frozen=True):
     """The newest keystore that was seen, as NODE_META remembers it."""
 
     generation: int
-    namespaces: list[str]
+    namespaces: list[str] = []
+    """Only in data from before."""
 
 
 def file_name(namespace: str, *, encrypts: bool) -> str:
@@ -270,6 +271,8 @@ class StoreFiles:
         """Give the directory back."""
         was_killed = self._keystore.was_killed if self._keystore else self.commits.existed
         self.commits.close(is_awaited=was_killed)
+        if self._keystore:
+            self._keystore.close()
         self._is_released = True
         if self._lock is not None:
             self._lock.release()
@@ -427,17 +430,18 @@ class StoreFiles:
         for record in records:
             if record.key == SEEN:
                 self.seen = msgspec.json.decode(record.value, type=KeystoreSeen)
-                self._check_generation(self.seen)
             elif record.key.startswith(MARK):
                 watermark = msgspec.json.decode(record.value, type=Watermark)
                 self.watermarks[record.key.removeprefix(MARK)] = watermark
+        if self.seen is not None:
+            self._check_generation(self.seen)
         if revision < self.keystore.meta_revision:
             raise self._rolled_back(NODE_META, revision, self.keystore.meta_revision)
 
     def _check_generation(self, seen: KeystoreSeen) -> None:
         if self.keystore.generation >= seen.generation:
             return
-        lacking = sorted(set(seen.namespaces) - self.keystore.entries.keys())
+        lacking = sorted({*seen.namespaces, *self.watermarks} - self.keystore.entries.keys())
         path = self.path(KEYSTORE)
         raise KeystoreOlder(
             f"{path} is an older copy: generation {self.keystore.generation}, and "

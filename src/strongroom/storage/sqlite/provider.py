@@ -309,7 +309,7 @@ class SqliteProvider(StorageProvider):
     async def _remember_keystore(self) -> None:
         """Write to NODE_META the keystore's generation, and the audit lines that wait in it."""
         keystore = self.files.keystore
-        seen = KeystoreSeen(keystore.generation, sorted(keystore.entries))
+        seen = KeystoreSeen(keystore.generation)
         lines = keystore.chain.waiting
         writes = [Write(f"{AUDIT}{line.number:010}", msgspec.json.encode(line)) for line in lines]
         if seen != self.files.seen:
