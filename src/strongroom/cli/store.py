@@ -18,6 +18,7 @@ from strongroom.admin import records
 from strongroom.admin.command import Progress
 from strongroom.admin.records import EMPTY, MAX_VERSION, ExportedRecord
 from strongroom.admin.socket import checked_directory, connect
+from strongroom.cli import recovery
 from strongroom.cli.output import (
     Directory,
     Json,
@@ -45,6 +46,8 @@ BATCH_RECORDS = 500
 BATCH_BYTES = 4 * 1024 * 1024
 
 app = typer.Typer(help="Show and change the records that a node stores.", no_args_is_help=True)
+app.command()(recovery.accept)
+app.command()(recovery.forget)
 
 Key = Annotated[str, typer.Argument(help="The record's key.")]
 

@@ -11,6 +11,7 @@ import apsw
 
 from strongroom.disk import header, wal
 from strongroom.disk.directory import write_whole
+from strongroom.disk.remedies import put_back
 from strongroom.errors import (
     EngineUnsuitable,
     StorageError,
@@ -127,7 +128,7 @@ def open_existing(
         StoreUnavailable: The disk refused.
     """
     if not path.exists():
-        raise StoreMissing(f"{path} is not there.", remedy="put it back from a backup", path=path)
+        raise StoreMissing(f"{path} is not there.", remedy=put_back(path), path=path)
     try:
         if check_log:
             wal.check(path, lambda: _connect(path, key, read_only=False), acknowledged)
@@ -152,7 +153,7 @@ def explain(error: apsw.Error, path: Path, namespace: str | None = None) -> Stor
     if isinstance(error, apsw.NotADBError | apsw.CorruptError | apsw.FormatError):
         return StoreDamaged(
             f"{path} is damaged: {error}. Nothing was written.",
-            remedy="put the file back from a backup",
+            remedy=put_back(path),
             path=path,
             namespace=namespace,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from strongroom.disk.inspect import open_file
+from strongroom.disk.remedies import put_back, set_aside
 from strongroom.errors import FormatUnsupported, StoreDamaged, StoreNotEncrypted
 from strongroom.keys.derive import MAGIC, PASSPHRASE, RANDOM_KEY, Header, crc8
 
@@ -36,7 +37,7 @@ def read_header(path: Path) -> Header:
     if first.startswith(PLAIN_MAGIC):
         raise StoreNotEncrypted(
             f"{path} is a plain SQLite database, and an encrypted one was expected.",
-            remedy="put the encrypted file back from a backup",
+            remedy=set_aside(path),
             path=path,
         )
     _check_size(path, first)
@@ -73,6 +74,4 @@ def _check_size(path: Path, first: bytes) -> None:
 
 
 def _damaged(path: Path, how: str) -> StoreDamaged:
-    return StoreDamaged(
-        f"{path} is damaged: {how}.", remedy="put the file back from a backup", path=path
-    )
+    return StoreDamaged(f"{path} is damaged: {how}.", remedy=put_back(path), path=path)

@@ -16,6 +16,7 @@ import msgspec
 from strongroom.disk import database
 from strongroom.disk.header import check_plain, read_header
 from strongroom.disk.inspect import check_database
+from strongroom.disk.remedies import put_back
 from strongroom.errors import StoreDamaged, StoreMissing, WrongMasterKey
 from strongroom.keys.derive import FileKey, file_key, new_file_id
 from strongroom.keys.keystore import NAMESPACE, KeystoreContents
@@ -73,7 +74,9 @@ def read_keystore(path: Path, master: MasterKey | None) -> KeystoreContents:
     """
     check_database(path)
     if not path.exists():
-        raise StoreMissing(f"{path} is not there.", path=path, namespace=NAMESPACE)
+        raise StoreMissing(
+            f"{path} is not there.", remedy=put_back(path), path=path, namespace=NAMESPACE
+        )
     if master is None:
         check_plain(path)
     key = _opening_key(path, master) if master else None
@@ -88,7 +91,7 @@ def read_keystore(path: Path, master: MasterKey | None) -> KeystoreContents:
         return msgspec.json.decode(content, type=KeystoreContents)
     except (msgspec.DecodeError, TypeError) as error:
         raise StoreDamaged(
-            f"{path} is damaged: {error}.", remedy="put it back from a backup", path=path
+            f"{path} is damaged: {error}.", remedy=put_back(path), path=path
         ) from error
 
 

@@ -21,6 +21,7 @@ import apsw
 from strongroom.disk.directory import log_of
 from strongroom.disk.header import PAGE_SIZE
 from strongroom.disk.inspect import open_file
+from strongroom.disk.remedies import put_back
 from strongroom.errors import StoreDamaged
 
 _HEADER = struct.Struct(">8I")
@@ -28,12 +29,6 @@ _FRAME = struct.Struct(">6I")
 _FRAME_SIZE = _FRAME.size + PAGE_SIZE
 _MAGIC = 0x377F0682  # its lowest bit is the byte order of the checksums
 _VERSION = 3007000
-
-
-PUT_NEWEST_BACK = (
-    "keep a copy of the file and of its log, then put the newest copies of both back; if the whole "
-    "directory is from a backup, delete __commits"
-)
 
 
 class LogEnd(NamedTuple):
@@ -135,6 +130,6 @@ def _checksum(data: bytes, order: str) -> tuple[int, int]:
 def _damaged(log: Path, how: str) -> StoreDamaged:
     return StoreDamaged(
         f"{log} is damaged: {how}. Nothing was written.",
-        remedy=PUT_NEWEST_BACK,
+        remedy=put_back(log),
         path=log,
     )

@@ -53,6 +53,16 @@ class AuditChain(msgspec.Struct):
             self.count, self.head, self.waiting = newest.number, newest.mac, []
             self.add(now, "older keystore", detail=f"it knew less than {newest.number} lines")
 
+    def cut(self, lines: Sequence[AuditLine]) -> int:
+        """Go on after the sound ones of the stored `lines`. Returns how many those are."""
+        count, head = 0, b""
+        for line in lines:
+            if line.number != count + 1 or self._mac(head, line) != line.mac:
+                break
+            count, head = line.number, line.mac
+        self.count, self.head, self.waiting = count, head, []
+        return count
+
     def forget_stored(self, newest: int) -> None:
         """Stop keeping the lines up to number `newest`, which are in `__node_meta` now."""
         self.waiting = [line for line in self.waiting if line.number > newest]
@@ -105,5 +115,6 @@ def new_audit_chain() -> AuditChain:
 
 _REMEDY = (
     "compare it with what you know of the time, and see who could write to the directory. "
-    "The records of the stores are checked by: strongroom doctor"
+    "The records of the stores are checked by: strongroom doctor. To go on with the lines that are "
+    "sound: strongroom store accept __node_meta"
 )

@@ -195,6 +195,41 @@ class Keystore:
             contents.dropped = [DroppedFile(namespace, key.file_id) for key in entry.keys]
             contents.chain.add(now, "dropped", namespace)
 
+    async def forget(self, namespace: str, now: int, detail: str) -> None:
+        """Destroy the keys of a namespace whose file is given up."""
+        async with self._change() as contents:
+            contents.entries.pop(namespace, None)
+            contents.retired = [key for key in contents.retired if key.namespace != namespace]
+            contents.chain.add(now, "forgotten", namespace, detail)
+
+    async def accept(self, namespace: str, file_id: bytes | None, now: int, detail: str) -> None:
+        """Note that an older copy of a file is taken as the truth.
+
+        Args:
+            namespace: Whose file it is.
+            file_id: The id in it, if it may be under a key that a rotation has retired.
+            now: The time.
+            detail: What is lost.
+        """
+        async with self._change() as contents:
+            entry = contents.entries.get(namespace)
+            if entry is not None and file_id not in (None, entry.key.file_id):
+                _bring_back(contents, namespace, entry, file_id)
+            contents.chain.add(now, "accepted", namespace, detail)
+
+    async def accept_node_meta(
+        self, revision: int, lines: Sequence[AuditLine], now: int, detail: str
+    ) -> int:
+        """Note that an older, or a new, `__node_meta` is the truth, which is at `revision`.
+
+        Returns the number of its audit lines that are sound; the log goes on after those.
+        """
+        async with self._change() as contents:
+            contents.meta_revision = revision
+            kept = contents.chain.cut(lines)
+            contents.chain.add(now, "accepted", "__node_meta", detail)
+        return kept
+
     async def change_master(self, master: MasterKey, now: int, detail: str = "") -> None:
         """Encrypt the keystore under another master key. Data keys and data stay."""
         async with self._change(master) as contents:
@@ -278,3 +313,15 @@ class Keystore:
     def _new_data_key(self, now: int) -> DataKey:
         secret = secrets.token_bytes(32) if self._master else b""
         return DataKey(secrets.token_hex(4), new_file_id(), secret, now)
+
+
+def _bring_back(
+    contents: KeystoreContents, namespace: str, entry: NamespaceKeys, file_id: bytes | None
+) -> None:
+    """Make the key with a file id that of a namespace again."""
+    known = [(key, key.key) for key in contents.retired if key.namespace == namespace]
+    for retired, key in known:
+        if key.file_id == file_id:
+            contents.retired.remove(retired)
+            entry.state, entry.key, entry.next_key = KeyState.LIVE, key, None
+            return

@@ -14,6 +14,7 @@ import apsw
 
 from strongroom.disk import database
 from strongroom.disk.commits import Guard
+from strongroom.disk.remedies import put_back
 from strongroom.errors import StoreClosed, StoreDamaged, StoreForked, StoreUnavailable
 from strongroom.keys.derive import FileKey
 from strongroom.storage.sqlite.files import StoreFiles
@@ -127,7 +128,7 @@ class Connections:
         if self.damage is not None:
             raise StoreDamaged(
                 f"{self.path} is damaged: {self.damage}. The node does not use it any longer.",
-                remedy="stop the node, and put the file and its log back from a backup",
+                remedy=f"stop the node; then {put_back(self.path)}",
                 path=self.path,
                 namespace=self.namespace,
             )

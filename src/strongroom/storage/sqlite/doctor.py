@@ -20,6 +20,7 @@ import msgspec
 from strongroom.disk import database
 from strongroom.disk.copying import is_read_only
 from strongroom.disk.directory import NETWORK_FILESYSTEMS, filesystem, log_of
+from strongroom.disk.remedies import set_aside
 from strongroom.errors import RecordInvalid, StorageError, StoreUnavailable
 from strongroom.keys.audit import AuditLine
 from strongroom.keys.keystore import KeyState
@@ -166,7 +167,7 @@ def _strangers(files: StoreFiles) -> Iterator[Finding]:
             yield Finding(
                 _PROBLEM,
                 f"{path} is not a file of this node, or its keystore is an older one.",
-                remedy="move the file away, or put the newest keystore back",
+                remedy=set_aside(path),
             )
 
 

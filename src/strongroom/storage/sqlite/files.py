@@ -31,7 +31,7 @@ from strongroom.disk.directory import (
 from strongroom.disk.header import check_plain, read_header
 from strongroom.disk.inspect import check_database, check_directory, check_files, is_directory
 from strongroom.disk.keyfile import KeystoreFile, read_keystore, write_keystore
-from strongroom.disk.wal import PUT_NEWEST_BACK
+from strongroom.disk.remedies import ENCRYPTED_SUFFIX, PLAIN_SUFFIX, put_back
 from strongroom.errors import (
     DirectoryInUse,
     ForeignStore,
@@ -63,9 +63,6 @@ from strongroom.threads import Threads
 AUDIT = "audit/"
 MARK = "mark/"
 SEEN = "keystore"
-
-PLAIN_SUFFIX = ".db"
-ENCRYPTED_SUFFIX = "_encrypted_value.db"
 
 LOCK_SECONDS = 5
 """How long a start waits for the process that has the directory."""
@@ -241,7 +238,10 @@ class StoreFiles:
             raise KeystoreMissing(
                 f"{path} is not there, and {stores[0]} and {len(stores) - 1} other stores "
                 "cannot be opened without it. Nothing was changed.",
-                remedy="put the keystore back from a backup",
+                remedy=(
+                    "put the keystore back from a backup. Without one nobody can read the stores: "
+                    "begin with another directory in FAME_STORAGE_DB_DIRECTORY"
+                ),
                 path=path,
             )
         else:
@@ -328,7 +328,7 @@ class StoreFiles:
         if not path.exists():
             raise StoreMissing(
                 f"{path} is not there, and the keystore knows it. Nothing was changed.",
-                remedy="put it back from a backup",
+                remedy=put_back(path),
                 path=path,
                 namespace=namespace,
             )
@@ -343,7 +343,7 @@ class StoreFiles:
                     return key
                 raise StoreDamaged(
                     f"{path} is damaged: its key check (bytes 11 to 14) is not valid.",
-                    remedy="put the file back from a backup",
+                    remedy=put_back(path),
                     path=path,
                     namespace=namespace,
                 )
@@ -355,21 +355,27 @@ class StoreFiles:
         if owner == namespace:
             return StoreRolledBack(
                 f"{path} is a copy from before its data key was rotated. Nothing was changed.",
-                remedy="put the newest copy back",
+                remedy=put_back(path),
                 path=path,
                 namespace=namespace,
             )
         if owner is not None:
             return StoreSwapped(
                 f"{path} is the file of the namespace {owner!r}. Nothing was changed.",
-                remedy="give the files back the names that they had",
+                remedy=(
+                    "give the files back the names that they had. If the other one is lost: "
+                    f"strongroom store forget {namespace}, which sets this one aside"
+                ),
                 path=path,
                 namespace=namespace,
             )
         return ForeignStore(
             f"{path} is not a file of this node, or its keystore is an older one. Nothing "
             "was changed.",
-            remedy="move the file away, or put the newest keystore back",
+            remedy=(
+                "put the newest keystore back, if this is an older one. If not: strongroom store "
+                f"forget {namespace}, which sets the file aside"
+            ),
             path=path,
             namespace=namespace,
         )
@@ -437,7 +443,9 @@ class StoreFiles:
             f"{path} is an older copy: generation {self.keystore.generation}, and "
             f"{seen.generation} was seen last. It lacks the keys of: "
             f"{', '.join(lacking) or 'no namespace'}. Nothing was changed.",
-            remedy="put the newest keystore back",
+            remedy=(
+                "put the newest keystore back. If it is lost: strongroom store accept __keystore"
+            ),
             path=path,
         )
 
@@ -468,7 +476,7 @@ class StoreFiles:
         return StoreRolledBack(
             f"{path} is an older copy of the store: it is at revision {found}, and revision "
             f"{known} is known of another copy. Nothing was changed.",
-            remedy=PUT_NEWEST_BACK,
+            remedy=put_back(path),
             path=path,
             namespace=namespace,
         )

@@ -10,7 +10,8 @@ import apsw
 
 from strongroom.disk import database
 from strongroom.disk.directory import log_of
-from strongroom.disk.wal import NO_FRAMES, PUT_NEWEST_BACK
+from strongroom.disk.remedies import put_back
+from strongroom.disk.wal import NO_FRAMES
 from strongroom.errors import FormatUnsupported, StoreDamaged, StoreRolledBack
 from strongroom.keys.derive import FileKey
 from strongroom.storage.sqlite import tables
@@ -87,7 +88,7 @@ def _check_base(path: Path, key: FileKey | None, namespace: str, base: int) -> N
         raise StoreRolledBack(
             f"{path} is an older copy than its log: it is at revision {found}, and the log "
             f"continues from revision {base}. Nothing was changed.",
-            remedy=PUT_NEWEST_BACK,
+            remedy=put_back(path),
             path=path,
             namespace=namespace,
         )
@@ -98,7 +99,7 @@ def _check_newest(connection: apsw.Connection, path: Path, namespace: str, marke
     if lost := tables.unreachable(connection, after=marked):
         raise StoreDamaged(
             f"{path} is damaged: {lost} of its newest records do not match its indexes.",
-            remedy="put the file and its log back from a backup",
+            remedy=put_back(path),
             path=path,
             namespace=namespace,
         )

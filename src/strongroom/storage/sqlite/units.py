@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from strongroom.disk.remedies import put_back
 from strongroom.errors import StorageError, StoreDamaged
 from strongroom.storage.records import Batch, Write
 from strongroom.storage.sqlite.store import SqliteStore
@@ -156,7 +157,7 @@ async def _complete(store: SqliteStore, part: Part) -> None:
     if revision < part.base:
         raise StoreDamaged(
             f"{store.connections.path} is at revision {revision}, and was at {part.base}.",
-            remedy="put the newest copy back",
+            remedy=put_back(store.connections.path),
             path=store.connections.path,
             namespace=store.namespace,
         )
