@@ -19,7 +19,9 @@ from pydantic import BaseModel, field_validator
 
 from strongroom import Agent, BaseAgent, BaseAgentState, Fabric, Settings, operation
 from strongroom.errors import (
+    AgentError,
     CallTimeout,
+    Conflict,
     FabricError,
     InvalidArguments,
     MessageTooLarge,
@@ -48,6 +50,37 @@ class NoText(Exception):
         return 5  # type: ignore[return-value]  # noqa: PLE0307 - it is what we want
 
 
+class OddText(str):
+    """A string that cannot be handled as one."""
+
+    __slots__ = ()
+
+    def _fail(self, *_: object, **__: object) -> Any:
+        raise RuntimeError
+
+    __len__ = __bool__ = __format__ = encode = _fail
+
+
+class OddMessage(Exception):
+    def __str__(self) -> str:
+        return OddText("odd")
+
+
+class NameFails(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError
+
+
+class Nameless(Exception, metaclass=NameFails):
+    pass
+
+
+class NotInitialised(AgentError):
+    def __init__(self) -> None:
+        pass
+
+
 class Picky(BaseModel):
     value: int
 
@@ -66,6 +99,8 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "async stop": StopAsyncIteration,
     "unprintable": Unprintable,
     "no text": NoText,
+    "odd message": OddMessage,
+    "no name": Nameless,
     "empty": ValueError,
     "huge": lambda: ValueError("x" * 1_000_000),
     "surrogate": lambda: ValueError("\ud800" * 1_000_000),
@@ -156,6 +191,29 @@ async def test_whatever_an_operation_raises_is_its_answer(what: str) -> None:
                 async for _ in stream(what):
                     pass
         assert await raising.numbers([1]) == 1  # the node still serves
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NotInitialised(), "refuse() raised AgentError without a message."),
+        (AgentError(""), "refuse() raised AgentError without a message."),
+        (AgentError(OddText("odd")), "odd"),
+        (Conflict("\ud800"), "\\ud800"),
+    ],
+)
+async def test_an_agents_own_error_arrives_even_if_its_message_is_strange(
+    error: AgentError, text: str
+) -> None:
+    class Refusing(BaseAgent):
+        @operation
+        async def refuse(self) -> None:
+            raise error
+
+    async with sentinel_agent_and_client(Refusing()):
+        with pytest.raises(AgentError) as refused:
+            await Refusing.remote(ADDRESS, timeout=AT_ONCE).refuse()
+        assert refused.value.what == text
 
 
 async def test_what_goes_wrong_around_an_operation_is_answered() -> None:
