@@ -556,14 +556,36 @@ async def test_of_fabrics_that_overlap_the_last_that_is_open_is_current() -> Non
         Fabric.current()
 
 
-async def test_a_call_from_another_thread_says_that_a_fabric_has_one_loop() -> None:
-    async with serving(Probe()) as probe:
+@pytest.mark.parametrize(
+    "verb", ["call", "stream", "send_message", "serve", "bind", "unbind", "stop"]
+)
+async def test_whatever_is_done_from_another_thread_says_that_a_fabric_has_one_loop(
+    verb: str,
+) -> None:
+    async with Fabric(Settings()) as node:
+        await node.serve(Raising(), ADDRESS)
+        remote = Raising.remote(ADDRESS, fabric=node)
 
-        async def call() -> Any:
-            return await probe.echo(1)
+        async def use() -> None:
+            match verb:
+                case "call":
+                    await remote.numbers([1])
+                case "stream":
+                    await anext(remote.generator("empty"))
+                case "send_message":
+                    await node.send_message(ADDRESS, 1)
+                case "serve":
+                    await node.serve(Raising(), "other@fame.fabric")
+                case "bind":
+                    await node.bind("other@fame.fabric", Raising().__resident__())
+                case "unbind":
+                    await node.unbind(ADDRESS)
+                case "stop":
+                    await node.stop()
 
-        with pytest.raises(FabricError, match="one event loop"):
-            await asyncio.to_thread(asyncio.run, call())
+        with pytest.raises(FabricError, match="belongs to one event loop"):
+            await asyncio.to_thread(asyncio.run, use())
+        assert await remote.numbers([1]) == 1
 
 
 async def test_an_at_least_once_call_that_exits_is_answered_once() -> None:
