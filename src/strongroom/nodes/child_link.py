@@ -62,6 +62,7 @@ class ChildLink:
         self.under_way: dict[CallKey, CallUnderWay] = {}
         self.channel = Channel(link, self, waiting, MAX_FLOWS)
         self.nack_flow_id = new_id()
+        self.flow_id = new_id()
         self.reply_to: str | None = None
         self._called: dict[CallKey, ChildLink] = {}
 
