@@ -222,7 +222,10 @@ class OutgoingCalls:
 
     def _leave(self, waiting: _Waiting, corr_id: str) -> None:
         closed = DeliveryAck(ok=False, code=NackCode.STREAM_CLOSED, ref_id=waiting.request_id)
-        self._sender.send_now(Envelope(to=waiting.to, corr_id=corr_id, frame=closed))
+        reply_to = self._sender.reply_to  # by which the sentinel knows the call
+        self._sender.send_now(
+            Envelope(to=waiting.to, reply_to=reply_to, corr_id=corr_id, frame=closed)
+        )
 
     def check_loop(self) -> None:
         """Check that the fabric is used where it was started.
