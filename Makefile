@@ -1,7 +1,7 @@
 # The front door. Each target installs what it needs into .venv.
 #   make demo      the example from start to restart, in a directory that is removed at the end
 #   make demo-postgres   two replicas that share state in a PostgreSQL server, one of them killed
-#   make test      the tests that a change must pass (make test-all: the slow ones too)
+#   make test      the tests that a change must pass (make test-all: the slow ones too, and make soak)
 #   make start | run | run-verbose | stop | status | logs | init | clean    the example's steps
 #   make check     lint, formatting, spelling, types, import rules
 #   make bench     the benchmarks, as ratios against their peers
@@ -11,6 +11,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 GROUP ?= dev
 BIN := $(VENV)/bin
+SOAK_SECONDS ?= 600
 EXAMPLE := examples/encrypted-storage
 
 # A test or two of everything that a dependency or a Python version could break.
@@ -20,7 +21,7 @@ QUICK := tests/cli/test_cli.py tests/disk/test_file_format.py tests/keys/test_au
 	envelope.py limits.py processes.py routes.py spine.py strangers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-runtime test test-all test-quick test-integrations check format bench demo demo-postgres init start run run-verbose stop status logs clean
+.PHONY: help install install-runtime test test-all soak test-quick test-integrations check format bench demo demo-postgres init start run run-verbose stop status logs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,6 +52,11 @@ test: install
 
 test-all: install
 	$(BIN)/pytest -n auto
+	@$(MAKE) --no-print-directory soak
+
+# Everything that can happen to calls at once; prints its seed, and how the calls ended.
+soak: install
+	PYTHONPATH=tests $(BIN)/python tests/fabric/test_soak.py $(SOAK_SECONDS)
 
 # Under a minute: .ci/run repeats these on each Python, and with the oldest dependencies.
 test-quick: install

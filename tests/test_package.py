@@ -124,3 +124,15 @@ def test_the_command_line_runs_on_the_installed_wheel(installed: Path, tmp_path:
     version = run(installed / "strongroom", "--version", cwd=tmp_path)
     assert "sentinel" in run(installed / "strongroom", "--help", cwd=tmp_path)
     assert run(installed / "python", "-m", "strongroom", "--version", cwd=tmp_path) == version
+
+
+def test_ci_installs_what_constraints_pin_by_its_hashes() -> None:
+    assert "--require-hashes -r constraints-hashes.txt" in (ROOT / ".ci/run").read_text()
+    text = (ROOT / "constraints-hashes.txt").read_text()
+    hashed = dict(
+        re.findall(r"^([a-z0-9-]+)==(\S+)(?: ;.*?)? \\\n    --hash=sha256:", text, re.MULTILINE)
+    )
+    assert len(hashed) == len(re.findall(r"^[a-z]", text, re.MULTILINE))
+    constraints = (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
+    assert hashed.items() >= dict(line.split("==") for line in constraints.split()).items()
+    assert "://" not in text

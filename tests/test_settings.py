@@ -62,6 +62,13 @@ def test_a_value_given_in_python_is_checked_too() -> None:
         dataclasses.replace(Settings(), listener_port=-1)
 
 
+@pytest.mark.parametrize("name", ["MAX_RUNNING_CALLS", "MAX_OPEN_STREAMS", "DELIVERY_ATTEMPTS"])
+def test_a_limit_under_which_nothing_would_run_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"FAME_{name} is 0. Try: .* not less than 1"):
+        Settings.from_environment({f"FAME_{name}": "0"})
+    Settings.from_environment({f"FAME_{name}": "1"})
+
+
 def test_a_choice_may_be_written_in_capitals() -> None:
     assert Settings.from_environment({"FAME_LOG_LEVEL": "DEBUG"}).log_level == "debug"
 

@@ -35,6 +35,8 @@ class Variable(NamedTuple):
     parse: Callable[[str], Any] = str
     choices: tuple[str, ...] = ()
     is_secret: bool = False
+    least: int = 0
+    """The smallest number."""
 
 
 def _variable(*description: Any, **options: Any) -> Any:
@@ -276,6 +278,7 @@ class Settings:
         "how often an at-least-once message is tried before it is set aside",
         5,
         parse=_whole_number,
+        least=1,
     )
     delivery_pause_seconds: float = _variable(
         "FAME_DELIVERY_PAUSE_SECONDS",
@@ -288,12 +291,14 @@ class Settings:
         "how many calls run on a node at a time; one caller alone gets half of them",
         2048,
         parse=_whole_number,
+        least=1,
     )
     max_open_streams: int = _variable(
         "FAME_MAX_OPEN_STREAMS",
         "how many streams are open on a node at a time; one reader alone gets half of them",
         8192,
         parse=_whole_number,
+        least=1,
     )
     stop_grace_seconds: float = _variable(
         "FAME_STOP_GRACE_SECONDS",
@@ -404,8 +409,8 @@ def _check(settings: StorageSettings | Settings) -> None:
         value = getattr(settings, setting)
         if variable.choices and value not in {None, *variable.choices}:
             raise _invalid(variable, value, ", ".join(variable.choices))
-        if isinstance(value, int | float) and not value >= 0:  # nor NaN
-            raise _invalid(variable, value, "a number that is not negative")
+        if isinstance(value, int | float) and not value >= variable.least:  # nor NaN
+            raise _invalid(variable, value, f"a number that is not less than {variable.least}")
 
 
 def _check_url(url: str) -> None:

@@ -19,7 +19,9 @@ from pydantic import BaseModel, field_validator
 
 from strongroom import Agent, BaseAgent, BaseAgentState, Fabric, Settings, operation
 from strongroom.errors import (
+    AgentError,
     CallTimeout,
+    Conflict,
     FabricError,
     InvalidArguments,
     MessageTooLarge,
@@ -48,6 +50,37 @@ class NoText(Exception):
         return 5  # type: ignore[return-value]  # noqa: PLE0307 - it is what we want
 
 
+class OddText(str):
+    """A string that cannot be handled as one."""
+
+    __slots__ = ()
+
+    def _fail(self, *_: object, **__: object) -> Any:
+        raise RuntimeError
+
+    __len__ = __bool__ = __format__ = encode = _fail
+
+
+class OddMessage(Exception):
+    def __str__(self) -> str:
+        return OddText("odd")
+
+
+class NameFails(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError
+
+
+class Nameless(Exception, metaclass=NameFails):
+    pass
+
+
+class NotInitialised(AgentError):
+    def __init__(self) -> None:
+        pass
+
+
 class Picky(BaseModel):
     value: int
 
@@ -66,6 +99,8 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "async stop": StopAsyncIteration,
     "unprintable": Unprintable,
     "no text": NoText,
+    "odd message": OddMessage,
+    "no name": Nameless,
     "empty": ValueError,
     "huge": lambda: ValueError("x" * 1_000_000),
     "surrogate": lambda: ValueError("\ud800" * 1_000_000),
@@ -156,6 +191,29 @@ async def test_whatever_an_operation_raises_is_its_answer(what: str) -> None:
                 async for _ in stream(what):
                     pass
         assert await raising.numbers([1]) == 1  # the node still serves
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NotInitialised(), "refuse() raised AgentError without a message."),
+        (AgentError(""), "refuse() raised AgentError without a message."),
+        (AgentError(OddText("odd")), "odd"),
+        (Conflict("\ud800"), "\\ud800"),
+    ],
+)
+async def test_an_agents_own_error_arrives_even_if_its_message_is_strange(
+    error: AgentError, text: str
+) -> None:
+    class Refusing(BaseAgent):
+        @operation
+        async def refuse(self) -> None:
+            raise error
+
+    async with sentinel_agent_and_client(Refusing()):
+        with pytest.raises(AgentError) as refused:
+            await Refusing.remote(ADDRESS, timeout=AT_ONCE).refuse()
+        assert refused.value.what == text
 
 
 async def test_what_goes_wrong_around_an_operation_is_answered() -> None:
@@ -498,14 +556,36 @@ async def test_of_fabrics_that_overlap_the_last_that_is_open_is_current() -> Non
         Fabric.current()
 
 
-async def test_a_call_from_another_thread_says_that_a_fabric_has_one_loop() -> None:
-    async with serving(Probe()) as probe:
+@pytest.mark.parametrize(
+    "verb", ["call", "stream", "send_message", "serve", "bind", "unbind", "stop"]
+)
+async def test_whatever_is_done_from_another_thread_says_that_a_fabric_has_one_loop(
+    verb: str,
+) -> None:
+    async with Fabric(Settings()) as node:
+        await node.serve(Raising(), ADDRESS)
+        remote = Raising.remote(ADDRESS, fabric=node)
 
-        async def call() -> Any:
-            return await probe.echo(1)
+        async def use() -> None:
+            match verb:
+                case "call":
+                    await remote.numbers([1])
+                case "stream":
+                    await anext(remote.generator("empty"))
+                case "send_message":
+                    await node.send_message(ADDRESS, 1)
+                case "serve":
+                    await node.serve(Raising(), "other@fame.fabric")
+                case "bind":
+                    await node.bind("other@fame.fabric", Raising().__resident__())
+                case "unbind":
+                    await node.unbind(ADDRESS)
+                case "stop":
+                    await node.stop()
 
-        with pytest.raises(FabricError, match="one event loop"):
-            await asyncio.to_thread(asyncio.run, call())
+        with pytest.raises(FabricError, match="belongs to one event loop"):
+            await asyncio.to_thread(asyncio.run, use())
+        assert await remote.numbers([1]) == 1
 
 
 async def test_an_at_least_once_call_that_exits_is_answered_once() -> None:

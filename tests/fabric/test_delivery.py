@@ -45,7 +45,7 @@ async def test_calls_succeed_and_fail_as_with_at_most_once() -> None:
                 await remote.hang(_timeout=0.1)
             delivery: Any = client._running.delivery
             assert not delivery._unsettled
-            await eventually(lambda: not delivery._tasks)
+            await eventually(lambda: not delivery._writes._tasks)
             assert await (await client.storage.open("__delivery_outbox")).count() == 0
 
 

@@ -4,6 +4,7 @@ What once failed is kept in `tests/data/hostile`, one input in each file, and pl
 """
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -14,11 +15,15 @@ from pathlib import Path
 import pytest
 
 from strongroom import Agent, Fabric, Sentinel
-from support.fabrics import ADDRESS, Probe, fabric, sentinel
-from support.hostile import HostileChild, play
+from strongroom.messaging.flow import Channel
+from support.fabrics import ADDRESS, Probe, eventually, fabric, sentinel
+from support.hostile import HostileChild, flood, play
+from support.peer import masked
 
 KEPT = sorted((Path(__file__).parents[1] / "data" / "hostile").iterdir())
 HONEST_CALLERS = 4
+MOST_BYTES = 2**20
+"""Bytes of a flood that a sentinel handles between a call and its answer, at most."""
 STEPS = 12
 """Steps on one link; most links are closed before they are over."""
 
@@ -83,6 +88,33 @@ async def test_a_few_hundred_frames_of_a_hostile_child_harm_nobody() -> None:
             steps = list(hostile(hub, seed).steps(STEPS))
             await play(hub, steps, reads=seed % 2 == 0)
         assert honest.calls
+
+
+async def test_between_a_call_and_its_answer_little_of_a_flood_is_handled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handled, between = [0], []
+    on_message = Channel.on_message
+
+    def counting(channel: Channel, data: bytes) -> None:
+        if channel.link.name == "hostile":
+            handled[0] += len(data)
+        on_message(channel, data)
+
+    monkeypatch.setattr(Channel, "on_message", counting)
+    async with sentinel(node_id="hub") as hub, fabric(hub) as node, fabric(hub) as client:
+        await node.serve(Probe(), ADDRESS)
+        remote = Probe.remote(ADDRESS, fabric=client)
+        message = {"id": "m", "to": ADDRESS, "frame": {"type": "Data", "payload": 1}}
+        flooding = asyncio.create_task(flood(hub, masked(2, json.dumps(message).encode()) * 1000))
+        await eventually(lambda: handled[0] > 0)
+        for _ in range(100):
+            before = handled[0]
+            assert await remote.echo(1) == 1
+            between.append(handled[0] - before)
+        flooding.cancel()
+    assert sum(between) > 100 * len(message)  # it was a flood
+    assert max(between) < MOST_BYTES, sorted(between)
 
 
 @pytest.mark.slow

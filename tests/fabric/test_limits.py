@@ -218,6 +218,16 @@ async def test_a_flood_of_flows_closes_its_link(monkeypatch: pytest.MonkeyPatch)
         assert (code, reason) == (1008, "more than 100 flows are in use")
 
 
+async def test_a_stream_that_is_left_is_forgotten_by_the_sentinel() -> None:
+    async with sentinel_agent_and_client(Probe()) as hub:
+        stream = Agent.remote_by_address(ADDRESS).count(1_000_000)
+        await anext(stream)
+        assert any(child.under_way for child in hub.children.links)
+        await stream.aclose()
+        await eventually(lambda: not any(child.under_way for child in hub.children.links))
+        assert not any(child._called for child in hub.children.links)
+
+
 async def test_thousands_of_streams_leave_nothing_behind() -> None:
     async with sentinel_agent_and_client(Probe()) as hub:
         remote = Agent.remote_by_address(ADDRESS)

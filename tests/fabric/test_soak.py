@@ -1,6 +1,7 @@
 """Everything at once: bursts, cut links, killed processes, slow readers and a full disk.
 
-python tests/fabric/test_soak.py 600 [SEED]     # ten minutes, and what came of the calls
+make soak                       # ten minutes, and how the calls ended
+make soak SOAK_SECONDS="60 5"   # a minute, from the seed 5
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@ import decimal
 import enum
 import math
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pytest
-from msgspec import Raw
+from msgspec import Raw, Struct
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -55,6 +56,10 @@ class Note(BaseModel):
 class Named(BaseModel):
     type: str
     metadata: Any
+
+
+class Packed(Struct):
+    inside: Any
 
 
 class Longer(Note):
@@ -185,6 +190,16 @@ CHANGED: list[tuple[Any, Any, list[Any]]] = [
     (Slotted, Slotted([b"x"]), ["inside", 0]),
     (Any, Slotted([b"x"]), ["inside", 0]),
     (Any, {"deep": Point(math.inf)}, ["deep", "x"]),
+    (Any, Packed(b"x"), ["inside"]),
+    (Any, [Packed([math.nan])], [0, "inside", 0]),
+    (list[Any], [Packed(b"x")], [0, "inside"]),
+    (Any, deque([1.0, math.nan]), [1]),
+    (Any, {"a": deque([b"x"])}, ["a", 0]),
+    (Any, iter([1.0, math.nan]), [1]),
+    (Any, {"a": iter([1.0])}, ["a"]),
+    (Any, {"a": {True: 1}}, ["a", "True"]),
+    (Any, {(1, 2): 1}, ["(1, 2)"]),
+    (Any, {None: 1}, ["None"]),
     (dict[str, Any], {"a": b"bytes"}, ["a"]),
     (dict[tuple[int, int], str], {(1, 2): "a"}, ["1,2", "[key]"]),
     (str, SecretStr("x"), []),

@@ -174,3 +174,16 @@ async def _read_all(reader: asyncio.StreamReader) -> None:
     with suppress(ConnectionError):
         while await reader.read(65536):
             pass
+
+
+async def flood(hub: Sentinel, messages: bytes) -> None:
+    """Send the same messages on a link that is attached, as fast as they are read."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+    try:
+        writer.write(upgrade("hostile") + attach("hostile"))
+        reading = asyncio.create_task(_read_all(reader))
+        while not reading.done():
+            writer.write(messages)
+            await writer.drain()
+    finally:
+        writer.transport.abort()

@@ -143,7 +143,7 @@ class OutgoingCalls:
             CallError: There is no result; the leaf says why.
             MessageTooLarge: The arguments do not fit into a message.
         """
-        self._check_loop()
+        self.check_loop()
         if timeout <= 0:
             raise _timed_out(target, method, timeout)
         try:
@@ -181,7 +181,7 @@ class OutgoingCalls:
         Raises:
             CallError: The stream ended with an error; the leaf says which.
         """
-        self._check_loop()
+        self.check_loop()
         if timeout <= 0:
             raise _timed_out(target, method, timeout)
         request = self._request(target, method, params, ReplyType.STREAM)
@@ -222,13 +222,21 @@ class OutgoingCalls:
 
     def _leave(self, waiting: _Waiting, corr_id: str) -> None:
         closed = DeliveryAck(ok=False, code=NackCode.STREAM_CLOSED, ref_id=waiting.request_id)
-        self._sender.send_now(Envelope(to=waiting.to, corr_id=corr_id, frame=closed))
+        reply_to = self._sender.reply_to  # by which the sentinel knows the call
+        self._sender.send_now(
+            Envelope(to=waiting.to, reply_to=reply_to, corr_id=corr_id, frame=closed)
+        )
 
-    def _check_loop(self) -> None:
+    def check_loop(self) -> None:
+        """Check that the fabric is used where it was started.
+
+        Raises:
+            FabricError: This is another thread, or another event loop.
+        """
         # A thread runs one loop at a time, and asking which takes a system call on Python 3.11.
         if get_ident() != self._thread or not self._loop.is_running():
             raise FabricError(
-                "A fabric belongs to one event loop, and this call was made in another.",
+                "A fabric belongs to one event loop, and this was done in another.",
                 remedy="asyncio.run_coroutine_threadsafe(..., loop), with the loop of the fabric",
             )
 

@@ -275,7 +275,8 @@ class Channel:
         flow.held += 1
         flow.ended = ends_flow(envelope)
         self._held_bytes += size
-        if flow.held > MAX_HELD or self._held_bytes > MAX_HELD_BYTES:
+        is_own = self._max_flows is not None  # what others send is for the other end to limit
+        if (is_own and flow.held > MAX_HELD) or self._held_bytes > MAX_HELD_BYTES:
             self._pause()
         return partial(self._release, flow_id, flow, size)
 
@@ -341,7 +342,8 @@ class Channel:
 
 def ends_flow(envelope: Envelope) -> bool:
     """Whether this is the last message of a stream, which has a flow to itself."""
-    return bool(envelope.flow_flags & FlowFlag.RESET) and envelope.flow_id == envelope.corr_id
+    is_reset = bool(envelope.flow_flags & FlowFlag.RESET)
+    return is_reset and envelope.flow_id is not None and envelope.flow_id == envelope.corr_id
 
 
 def _shown(data: bytes) -> str:

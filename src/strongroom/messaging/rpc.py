@@ -175,10 +175,19 @@ def describe(error: BaseException, method: str, *, has_begun: bool) -> ErrorDeta
         method: The operation's name, which stands in for a message that is missing.
         has_begun: The operation was running. If it was not, its arguments or its name were wrong.
     """
+    try:
+        return _described(error, method, has_begun=has_begun)
+    except BaseException:  # noqa: BLE001 - the exception is of a class of the user's
+        text = f"{method}() raised an exception that cannot be read."
+        return ErrorDetail(OPERATION_FAILED, text, {"type": "Exception"})
+
+
+def _described(error: BaseException, method: str, *, has_begun: bool) -> ErrorDetail:
     if isinstance(error, AgentError):
         known = next(each for each in type(error).__mro__ if each in _AGENT_ERROR_CODES)
         name = known.__name__
-        return ErrorDetail(_AGENT_ERROR_CODES[known], _cut(error.what), {"type": name})
+        text = _cut(getattr(error, "what", "")) or f"{method}() raised {name} without a message."
+        return ErrorDetail(_AGENT_ERROR_CODES[known], text, {"type": name})
     if not has_begun and isinstance(error, CallError):
         code = _ERROR_CODES.get(type(error), OPERATION_FAILED)
         return ErrorDetail(code, _cut(error.what), error.data)
@@ -201,7 +210,7 @@ def without_message(error: ErrorDetail, method: str) -> ErrorDetail:
 
 def _message(error: BaseException, what: str) -> str:
     try:
-        text = str(error)
+        text = str.__str__(str(error))  # a plain string, not one of a class of the user's
     except BaseException:  # noqa: BLE001 - it is the user's code
         return _cut(f"{what}, whose message cannot be read.")
     if not isinstance(error, Exception):
@@ -210,7 +219,7 @@ def _message(error: BaseException, what: str) -> str:
 
 
 def _cut(text: str) -> str:
-    clean = text.encode(errors="backslashreplace").decode()
+    clean = str.encode(text, errors="backslashreplace").decode()
     too_long = len(clean) > MAX_ERROR_CHARACTERS
     return f"{clean[: MAX_ERROR_CHARACTERS - 1]}…" if too_long else clean
 

@@ -138,7 +138,7 @@ class Codec:
             if kind in self._simple and (kind is not float or isfinite(value)):
                 return _encode(value)
             if self._adapter is None:
-                data = self._write_plain(value)
+                data = self._write_plain(_settled(value))
             else:
                 data = self._write_checked(self._adapter, value)
         except Unfit:
@@ -155,7 +155,7 @@ class Codec:
     def _write_plain(self, value: Any) -> bytes:
         try:
             data: bytes = _encode_plain(value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             _check_plain(value, ())  # which names the place
             raise
         if not _equal(value, msgspec.json.decode(data)):
@@ -255,6 +255,8 @@ def _dumped(value: Any) -> Any:
 
 
 def _written(value: Any) -> Any:
+    if isinstance(value, Iterator):
+        raise TypeError("what can be read only once is not sent within another value")
     if isinstance(value, BaseModel):
         return Raw(_codec_of(type(value)).write(value))
     return to_jsonable_python(value, by_alias=True)
@@ -325,11 +327,18 @@ def _parts(value: Any) -> Iterable[tuple[Any, Any]] | None:
         return [("value", value.value)]
     if isinstance(value, Mapping):
         return value.items()
-    if isinstance(value, list | tuple | AbstractSet):
+    if _is_sequence(value) or isinstance(value, AbstractSet):
         return enumerate(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _attributes(value).items()
-    return None
+    return _attributes(value).items() or None
+
+
+def _names_of_fields(kind: type[Any]) -> list[str]:
+    """The fields of a dataclass, of a Struct of msgspec or of a class of attrs."""
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    if issubclass(kind, msgspec.Struct):
+        return list(kind.__struct_fields__)
+    return [field.name for field in getattr(kind, "__attrs_attrs__", ())]
 
 
 @cache
@@ -384,7 +393,7 @@ def _fields(model: BaseModel) -> dict[str, Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {name: getattr(value, name) for name in _names_of_fields(type(value))}
 
 
 def _is_sequence(value: Any) -> bool:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import msgspec
 
-from strongroom.background import BackgroundTasks
 from strongroom.errors import FabricError, ProtocolError
 from strongroom.messaging.address import new_id
 from strongroom.messaging.delivery import AtMostOnce, Runner, Work
@@ -38,6 +38,7 @@ from strongroom.messaging.stored import (
 from strongroom.messaging.unit import Unit
 from strongroom.nodes.dead_letters import DeadLetters
 from strongroom.nodes.inbox import Inbox
+from strongroom.nodes.stubborn import StubbornWrites
 from strongroom.settings import Settings
 from strongroom.storage.typed import Set
 
@@ -87,22 +88,25 @@ class AtLeastOnce(AtMostOnce):
         outbox: KeyValueStore[SentMessage],
         inbox: Inbox,
         dead_letters: DeadLetters,
+        writes: StubbornWrites,
     ) -> None:
         super().__init__(sender)
         self._outbox = outbox
         self._inbox = inbox
         self._dead_letters = dead_letters
+        self._writes = writes
         self._unsettled: dict[str, _Unsettled] = {}
         self._room = asyncio.Semaphore(MAX_UNSETTLED)
-        self._tasks = BackgroundTasks("a message was not delivered")
 
     @classmethod
     async def open(cls, sender: Sender, provider: StorageProvider, settings: Settings) -> Self:
         """Open the stores of both directions."""
         dead_letters = DeadLetters(await provider.own_store(DeadLetter, DEAD_LETTERS))
         received = await provider.own_store(ReceivedMessage, INBOX)
-        inbox = Inbox(sender, received, dead_letters, settings)
-        return cls(sender, await provider.own_store(SentMessage, OUTBOX), inbox, dead_letters)
+        writes = StubbornWrites(settings.stop_grace_seconds)
+        inbox = Inbox(sender, received, dead_letters, settings, writes)
+        outbox = await provider.own_store(SentMessage, OUTBOX)
+        return cls(sender, outbox, inbox, dead_letters, writes)
 
     async def start(self) -> None:
         await self._inbox.take_up()
@@ -126,7 +130,7 @@ class AtLeastOnce(AtMostOnce):
             task.cancel()
         await asyncio.gather(*sending, return_exceptions=True)
         await self._inbox.stop()
-        await self._tasks.finish()
+        await self._writes.stop()
 
     # --- sending ---
 
@@ -161,7 +165,7 @@ class AtLeastOnce(AtMostOnce):
         self._room.release()
         if entry.task is not None:
             entry.task.cancel()
-        self._tasks.start(self._outbox.delete(message_id))
+        self._writes.start(partial(self._outbox.delete, message_id))
 
     def _keep_sending(self, entry: _Unsettled, created: datetime, *, at_once: bool) -> None:
         self._unsettled[entry.envelope.id] = entry
@@ -216,7 +220,7 @@ class AtLeastOnce(AtMostOnce):
 
     def _give_up(self, entry: _Unsettled, reason: str) -> None:
         text = encode(entry.envelope).decode()
-        self._tasks.start(self._set_aside(entry.envelope.id, text, reason))
+        self._writes.start(partial(self._set_aside, entry.envelope.id, text, reason))
         self.settle(entry.envelope.id)
 
     async def _set_aside(self, key: str, text: str, reason: str) -> None:

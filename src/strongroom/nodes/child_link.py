@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from strongroom.errors import CallError, ProtocolError
 from strongroom.messaging.address import new_id
-from strongroom.messaging.envelope import ROUTED, Data, Envelope, ReplyType
+from strongroom.messaging.envelope import ROUTED, Data, DeliveryAck, Envelope, NackCode, ReplyType
 from strongroom.messaging.flow import Channel, Release, Waiting, ends_flow
 from strongroom.messaging.link import Link
 from strongroom.messaging.rpc import read_response
@@ -62,6 +62,7 @@ class ChildLink:
         self.under_way: dict[CallKey, CallUnderWay] = {}
         self.channel = Channel(link, self, waiting, MAX_FLOWS)
         self.nack_flow_id = new_id()
+        self.flow_id = new_id()
         self.reply_to: str | None = None
         self._called: dict[CallKey, ChildLink] = {}
 
@@ -112,6 +113,13 @@ class ChildLink:
 
     def record_answer(self, envelope: Envelope) -> None:
         """Forget the call that a message from this child ends."""
+        if (
+            isinstance(envelope.frame, DeliveryAck)
+            and envelope.frame.code == NackCode.STREAM_CLOSED
+        ):
+            left = (envelope.corr_id or "", envelope.reply_to or "")
+            if (callee := self._called.get(left)) is not None:
+                callee._forget(left)  # noqa: SLF001 - the same class
         if not self.under_way:
             return
         key = (envelope.corr_id or "", envelope.to or "")

@@ -334,7 +334,9 @@ class Children(WayOut):
                 raise NoRoute(f"Unroutable to {envelope.to}", code=NackCode.NO_ROUTE)
             if child.channel.waiting_bytes:
                 self._check_room(child)
-            flow_id = envelope.flow_id or ""
+            flow_id = envelope.flow_id or source.flow_id
+            if not envelope.flow_id:
+                data = _on_flow(data, flow_id)
             child.channel.enqueue(flow_id, data, release)
         except (NoRoute, InvalidAddress, StreamStalled) as error:
             message = _Waiting(source, envelope, data, release)
@@ -419,6 +421,11 @@ class Children(WayOut):
             source.channel.enqueue(source.nack_flow_id, encode(nack), message.release)
         except StreamStalled:
             message.release()
+
+
+def _on_flow(data: bytes, flow_id: str) -> bytes:
+    """A message that has no flow, on one: otherwise nothing would limit how many are under way."""
+    return b'%s,"flowId":"%s"}' % (data.rstrip()[:-1], flow_id.encode())
 
 
 def _ack(frame: NameFrame, reason: str | None) -> ControlAck:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from strongroom.background import BackgroundTasks
@@ -17,6 +18,7 @@ from strongroom.messaging.places import Places
 from strongroom.messaging.sender import Sender
 from strongroom.messaging.stored import DeadLetter, Direction, ReceivedMessage, read_message
 from strongroom.nodes.dead_letters import DeadLetters
+from strongroom.nodes.stubborn import StubbornWrites
 from strongroom.settings import Settings
 from strongroom.storage.typed import Set
 
@@ -29,7 +31,6 @@ MAX_ANSWERS = 50_000
 KEEP_ANSWERS_SECONDS = 600.0
 KEEP_UNHANDLED = timedelta(days=1)
 """A message for an address that nobody has bound again for so long is set aside."""
-STORE_AGAIN_SECONDS = 1.0
 MAX_REASON_CHARACTERS = 500
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Inbox:
         store: KeyValueStore[ReceivedMessage],
         dead_letters: DeadLetters,
         settings: Settings,
+        writes: StubbornWrites,
     ) -> None:
         self._sender = sender
         self._store = store
@@ -67,6 +69,7 @@ class Inbox:
         self._running: dict[str, _Unhandled] = {}
         self._waiting: dict[str, _Unhandled] = {}
         self._answered: dict[str, None] = {}
+        self._writes = writes
         self._tasks = BackgroundTasks("a message was not received")
         self._pauses = BackgroundTasks("a message was not tried again")
 
@@ -137,29 +140,14 @@ class Inbox:
         """A message is handled: keep its answer, for the case that it is repeated."""
         key, record = _key(request), _done(answer)
         try:
-            await self._store.set(key, record, ttl=KEEP_ANSWERS_SECONDS)
+            await self._record(key, record)
         except StorageError as error:  # the caller gets it nevertheless
             log.warning("an answer cannot be stored yet: %s", error)
-            self._pauses.start(self._record_later(key, record))
-        else:
-            await self._finish(key)
+            self._writes.start(partial(self._record, key, record))
 
-    async def _record_later(self, key: str, record: ReceivedMessage) -> None:
-        await asyncio.sleep(STORE_AGAIN_SECONDS)
-        await self._set_in_the_end(key, record, ttl=KEEP_ANSWERS_SECONDS)
-        await self._finish(key)
-
-    async def _set_in_the_end(
-        self, key: str, record: ReceivedMessage, ttl: float | None = None
-    ) -> None:
-        while True:
-            try:
-                await self._store.set(key, record, ttl=ttl)
-            except StorageError as error:
-                log.warning("a message cannot be stored yet: %s", error)
-                await asyncio.sleep(STORE_AGAIN_SECONDS)
-            else:
-                return
+    async def _record(self, key: str, record: ReceivedMessage) -> None:
+        await self._store.set(key, record, ttl=KEEP_ANSWERS_SECONDS)
+        self._finish(key)
 
     def answer_batch(self, request: Envelope, answer: Envelope | None) -> Batch:
         """The same as a part of a unit; `finish` follows."""
@@ -167,9 +155,9 @@ class Inbox:
 
     async def finish(self, request: Envelope) -> None:
         """The answer to a message is stored."""
-        await self._finish(_key(request))
+        self._finish(_key(request))
 
-    async def _finish(self, key: str) -> None:
+    def _finish(self, key: str) -> None:
         handled = self._running.pop(key, None)
         if handled is not None:
             self._room.leave(source_of(handled.envelope.reply_to))
@@ -177,7 +165,7 @@ class Inbox:
         if len(self._answered) > MAX_ANSWERS:
             oldest = next(iter(self._answered))
             del self._answered[oldest]
-            await self._store.delete(oldest)
+            self._writes.start(partial(self._store.delete, oldest))
 
     def on_failure(self, runner: Runner, work: Work, reason: str) -> None:
         """The handler raised: run it again after a pause, or set the message aside."""
@@ -188,7 +176,8 @@ class Inbox:
         unhandled = self._running[key]
         attempts = unhandled.message.attempts
         if attempts >= self._attempts:
-            await self._set_aside(key, unhandled.message, unhandled.envelope, reason)
+            aside = partial(self._set_aside, key, unhandled.message, unhandled.envelope, reason)
+            await self._writes.until_stored(aside)
             return
         unhandled.message.reasons.append(reason[:MAX_REASON_CHARACTERS])
         await asyncio.sleep(self._pause_seconds * 2 ** (attempts - 1))
@@ -196,7 +185,7 @@ class Inbox:
 
     async def _run_again(self, runner: Runner, key: str, unhandled: _Unhandled, work: Work) -> None:
         unhandled.message.attempts += 1
-        await self._set_in_the_end(key, unhandled.message)
+        await self._writes.until_stored(partial(self._store.set, key, unhandled.message))
         runner.start(work._replace(release=_nothing_to_release))
 
     # --- messages of the last run ---
@@ -241,20 +230,18 @@ class Inbox:
     async def _set_aside(
         self, key: str, message: ReceivedMessage, envelope: Envelope | None, reason: str
     ) -> None:
-        message.reasons.append(reason[:MAX_REASON_CHARACTERS])
+        reasons = [*message.reasons, reason[:MAX_REASON_CHARACTERS]]
         letter = DeadLetter(
             direction=Direction.RECEIVED,
             envelope=message.envelope,
             attempts=message.attempts,
-            reasons=message.reasons,
+            reasons=reasons,
         )
         await self._dead_letters.add(key, letter)
         if envelope is None:
             await self._store.delete(key)
             return
-        reason = (
-            f"The message was set aside after {message.attempts} attempts: {message.reasons[-1]}"
-        )
+        reason = f"The message was set aside after {message.attempts} attempts: {reasons[-1]}"
         nack = DeliveryAck(ok=False, code=NackCode.SET_ASIDE, reason=reason, ref_id=envelope.id)
         answer = Envelope(to=envelope.reply_to, corr_id=envelope.corr_id, frame=nack)
         await self.record_answer(envelope, answer)

@@ -213,6 +213,8 @@ class Node:
 
     async def stop(self) -> None:
         """Leave the fabric and close the storage."""
+        if self._started is not None:
+            self._started.outgoing.check_loop()
         await self._exit_stack.aclose()
 
     async def __aenter__(self) -> Self:
@@ -270,6 +272,7 @@ class Node:
         name = service_name or resident.name
         address = FameAddress(name if "@" in name else f"{name}@{self.path}")
         bound = self._shared(Address.parse(address))
+        self._running.outgoing.check_loop()
         self._running.bindings.check_free(bound, resident)
         await resident.begin(self, str(address))
         self._residents[bound] = resident
@@ -296,6 +299,7 @@ class Node:
             AttachFailed: The sentinel did not acknowledge it.
         """
         running, parsed = self._running, Address.parse(address)
+        running.outgoing.check_loop()
         running.bindings.add(parsed, handler)
         try:
             if not running.bindings.is_own(parsed):  # which the sentinel finds by its path
@@ -312,6 +316,7 @@ class Node:
     async def unbind(self, address: str) -> None:
         """Stop answering at `address`, and stop the agent that was served there."""
         running, parsed = self._running, self._shared(Address.parse(address))
+        running.outgoing.check_loop()
         running.bindings.remove(parsed)
         if not running.bindings.is_own(parsed):
             await running.stores.remove_binding(str(parsed))
@@ -350,6 +355,7 @@ class Node:
     async def send(self, envelope: Envelope) -> None:
         """Send an envelope; one without a trace belongs to that of the message being handled."""
         envelope.trace_id = envelope.trace_id or current_trace.get()
+        self._running.outgoing.check_loop()
         await self._running.delivery.send(envelope)
 
     async def redeliver(self) -> None:
