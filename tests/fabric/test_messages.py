@@ -16,7 +16,14 @@ from strongroom.compat.naylence.fame.core import (
 )
 from strongroom.errors import CallTimeout, InvalidArguments, NoRoute
 from strongroom.messaging.envelope import current_trace
-from support.fabrics import ADDRESS, Probe, eventually, sentinel_agent_and_client
+from support.fabrics import (
+    ADDRESS,
+    Probe,
+    eventually,
+    fabric,
+    sentinel,
+    sentinel_agent_and_client,
+)
 
 
 class Asking(BaseAgent):
@@ -66,6 +73,49 @@ async def test_an_operation_s_own_calls_and_messages_carry_on_its_trace() -> Non
         await eventually(lambda: len(second.messages) == 3)
         assert len(set(first.traces)) == 3
         assert sorted(second.traces, key=str) == sorted(first.traces * 2, key=str)
+
+
+class Taking(BaseAgent):
+    """Takes each message in a while that is the shorter, the later it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[int] = []
+        self.waits = asyncio.Event()
+
+    async def on_message(self, message: Any) -> None:
+        if message == 0:
+            await self.waits.wait()
+        for _ in range(20 - message):
+            await asyncio.sleep(0)
+        self.taken.append(message)
+        if message == 7:
+            raise ValueError(message)
+
+    @operation
+    async def go_on(self) -> None:
+        self.waits.set()
+
+
+@pytest.mark.parametrize("profile", ["at-most-once", "at-least-once"])
+async def test_messages_of_one_sender_are_handled_in_order_and_hold_up_nobody_else(
+    profile: str,
+) -> None:
+    agent = Taking()
+    settings: dict[str, Any] = {"delivery_profile": profile, "delivery_attempts": 1}
+    async with (
+        sentinel() as hub,
+        fabric(hub, **settings) as node,
+        fabric(hub, **settings) as first,
+        fabric(hub, **settings) as second,
+    ):
+        await node.serve(agent, ADDRESS)
+        await asyncio.gather(*(first.send_message(ADDRESS, number) for number in range(20)))
+        await second.send_message(ADDRESS, 20)
+        await eventually(lambda: agent.taken == [20])
+        await Agent.remote_by_address(ADDRESS, fabric=first).go_on()
+        await eventually(lambda: len(agent.taken) == 21)
+        assert agent.taken == [20, *range(20)]
 
 
 async def test_a_message_that_nobody_handles_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from strongroom.errors import FabricError, NoRoute, ProtocolError
 from strongroom.messaging.address import REPLIES, SYSTEM, Address, new_id, source_id
 from strongroom.messaging.bindings import Bindings
-from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, encode
+from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, ReplyType, encode
 from strongroom.messaging.flow import Channel, Release, ends_flow
 from strongroom.messaging.link import Loopback
 from strongroom.peers_log import peers_log
@@ -193,7 +193,7 @@ class Sender:
             flows = self._flows[destination] = [new_id() for _ in range(FLOWS_PER_DESTINATION + 1)]
         if isinstance(envelope.frame, DeliveryAck):
             return flows[-1]
-        if corr_id is None:
+        if corr_id is None or envelope.rtype == ReplyType.ACK:
             return flows[0]
         self._turn = (self._turn + 1) % FLOWS_PER_DESTINATION
         return flows[self._turn]
