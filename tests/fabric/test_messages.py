@@ -97,6 +97,28 @@ class Taking(BaseAgent):
         self.waits.set()
 
 
+async def test_at_least_once_a_message_returns_its_acknowledgement_or_says_why_there_is_none() -> (
+    None
+):
+    agent = Probe()
+    settings: dict[str, Any] = {"delivery_profile": "at-least-once"}
+    async with (
+        sentinel() as hub,
+        fabric(hub, **settings) as node,
+        fabric(hub, **settings) as client,
+        fabric(hub) as careless,
+    ):
+        await node.serve(agent, ADDRESS)
+        for sender in (client, node):
+            ack = await sender.send_message(ADDRESS, "hello")
+            assert ack is not None
+            assert ack.ok
+        assert await careless.send_message(ADDRESS, "hello") is None
+        await eventually(lambda: agent.messages == ["hello"] * 3)
+        with pytest.raises(NoRoute):
+            await client.send_message("nobody@fame.fabric", "hello")
+
+
 @pytest.mark.parametrize("profile", ["at-most-once", "at-least-once"])
 async def test_messages_of_one_sender_are_handled_in_order_and_hold_up_nobody_else(
     profile: str,

@@ -320,15 +320,20 @@ class Node:
         if resident is not None:
             await _end(resident)
 
-    async def send_message(self, address: str, message: Any) -> None:
+    async def send_message(self, address: str, message: Any) -> DeliveryAck | None:
         """Send a plain message, any JSON value, to the agent at `address`.
 
+        Returns:
+            With at-least-once delivery the acknowledgement, once the agent's node has stored the
+            message. Else None, once the message has left.
+
         Raises:
+            CallTimeout: It was not acknowledged within 30 seconds. It is still sent again.
             InvalidArguments: The message would not arrive as it is.
             MessageTooLarge: It does not fit into a message of the link.
             NoRoute: Nothing is bound there, and there is no sentinel that might know it.
         """
-        await self.send(self.new_message(address, message))
+        return await self._running.delivery.send_message(self.new_message(address, message))
 
     def new_message(self, address: str, message: Any) -> Envelope:
         """The envelope of a plain message; see `send_message`."""
