@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from strongroom import Agent, BaseAgent, Fabric, Settings, operation
 from strongroom.compat.naylence.fame.core import (
@@ -15,7 +17,7 @@ from strongroom.compat.naylence.fame.core import (
     create_fame_envelope,
 )
 from strongroom.errors import CallTimeout, InvalidArguments, NoRoute
-from strongroom.messaging.envelope import current_trace
+from strongroom.messaging.envelope import ReplyType, current_trace
 from support.fabrics import (
     ADDRESS,
     Probe,
@@ -96,6 +98,10 @@ class Taking(BaseAgent):
     async def go_on(self) -> None:
         self.waits.set()
 
+    @operation
+    async def wait(self, number: int) -> None:
+        await self.on_message(number)
+
 
 async def test_at_least_once_a_message_returns_its_acknowledgement_or_says_why_there_is_none() -> (
     None
@@ -138,6 +144,21 @@ async def test_messages_of_one_sender_are_handled_in_order_and_hold_up_nobody_el
         await Agent.remote_by_address(ADDRESS, fabric=first).go_on()
         await eventually(lambda: len(agent.taken) == 21)
         assert agent.taken == [20, *range(20)]
+
+
+async def test_calls_whose_caller_has_restarted_run_at_the_same_time() -> None:
+    agent = Taking()
+    async with Fabric(Settings(delivery_profile="at-least-once")) as node:
+        await node.serve(agent, ADDRESS)
+        for number in range(2):
+            params = {"kwargs": {"number": number}}
+            request = {"jsonrpc": "2.0", "id": "1", "method": "wait", "params": params}
+            frame = DataFrame(payload=Raw(json.dumps(request).encode()))
+            again = {"reply_to": f"__rpc__ended@{node.path}", "rtype": ReplyType.ACK}
+            await node.send(create_fame_envelope(frame=frame, to=ADDRESS, **again))
+        await eventually(lambda: agent.taken == [1])
+        agent.waits.set()
+        await eventually(lambda: agent.taken == [1, 0])
 
 
 async def test_a_message_that_nobody_handles_is_logged(caplog: pytest.LogCaptureFixture) -> None:

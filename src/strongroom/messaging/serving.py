@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from strongroom.errors import MessageTooLarge, StreamStalled, StrongroomError
-from strongroom.messaging.address import SYSTEM, source_of
+from strongroom.messaging.address import REPLIES, SYSTEM, source_of
 from strongroom.messaging.delivery import AtMostOnce, Work
 from strongroom.messaging.envelope import (
     Data,
@@ -158,7 +158,7 @@ class IncomingCalls:
             return
         source = source_of(envelope.reply_to)
         place = Place(self._places(envelope), source, takes_unit=not is_stream)
-        is_plain = not envelope.rtype & ReplyType.CALL
+        is_plain = not (envelope.rtype & ReplyType.CALL or _is_from_caller(envelope))
         turn = (id(work.handler), source)
         before = self._last_messages.get(turn) if is_plain else None
         if before is None and place.take_if_free():
@@ -384,3 +384,8 @@ class IncomingCalls:
             await self._sender.send(reply, STALL_SECONDS)
         except StrongroomError as failure:
             log.warning("could not tell %s: %s", envelope.reply_to, failure)
+
+
+def _is_from_caller(envelope: Envelope) -> bool:
+    """Whether it was a call, also if nobody waits for its answer since its node has restarted."""
+    return (envelope.reply_to or "").startswith(REPLIES)
