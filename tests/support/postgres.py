@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import os
@@ -80,8 +81,13 @@ class PostgresServer:
     def kill(self) -> None:
         """End it as a power failure does. Its children are killed too, or it could not restart."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        group = self._process.pid
+        os.killpg(group, signal.SIGKILL)
         self._end(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            while True:  # a child may answer until it is gone
+                os.killpg(group, 0)
+                time.sleep(0.001)
 
     def remove(self) -> None:
         """Stop it and delete its data."""
