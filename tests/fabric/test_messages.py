@@ -17,7 +17,8 @@ from strongroom.compat.naylence.fame.core import (
     create_fame_envelope,
 )
 from strongroom.errors import CallTimeout, InvalidArguments, NoRoute
-from strongroom.messaging.envelope import ReplyType, current_trace
+from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType, current_trace
+from strongroom.messaging.listeners import NodeEventListener
 from support.fabrics import (
     ADDRESS,
     Probe,
@@ -144,6 +145,68 @@ async def test_messages_of_one_sender_are_handled_in_order_and_hold_up_nobody_el
         await Agent.remote_by_address(ADDRESS, fabric=first).go_on()
         await eventually(lambda: len(agent.taken) == 21)
         assert agent.taken == [20, *range(20)]
+
+
+class Losing(NodeEventListener):
+    """Loses the first acknowledgement that leaves a node."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+
+    async def on_forward_upstream(
+        self, node: Any, envelope: Envelope, context: Any = None
+    ) -> Envelope | None:
+        if isinstance(envelope.frame, DeliveryAck) and not self.lost:
+            self.lost += 1
+            return None
+        return envelope
+
+
+class Doubling(NodeEventListener):
+    """Writes a message that arrives twice."""
+
+    async def on_deliver_local(
+        self, node: Any, address: Any, envelope: Envelope, context: Any = None
+    ) -> Envelope | None:
+        if address == ADDRESS and isinstance(envelope.frame, Data):
+            text = json.loads(bytes(envelope.frame.payload))
+            envelope.frame = Data(payload=Raw(json.dumps(text * 2).encode()))
+        return envelope
+
+
+class Failing(NodeEventListener):
+    """Raises at each message."""
+
+    async def on_deliver_local(self, *_: Any) -> Envelope | None:
+        raise RuntimeError
+
+    async def on_forward_upstream(self, *_: Any) -> Envelope | None:
+        raise RuntimeError
+
+
+async def test_listeners_see_change_and_drop_messages_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("strongroom.nodes.at_least_once.RESEND_SECONDS", (0.05,))
+    agent, losing = Probe(), Losing()
+    settings: dict[str, Any] = {"delivery_profile": "at-least-once"}
+    async with (
+        sentinel() as hub,
+        fabric(hub, **settings) as node,
+        fabric(hub, **settings) as client,
+    ):
+        doubling = Doubling()
+        for listener in (losing, Failing(), doubling, Doubling()):
+            node.add_event_listener(listener)
+        await node.serve(agent, ADDRESS)
+        ack = await client.send_message(ADDRESS, "a")
+        assert ack is not None
+        assert ack.ok
+        await eventually(lambda: agent.messages == ["aaaa"])
+        assert losing.lost == 1
+        node.remove_event_listener(doubling)
+        await client.send_message(ADDRESS, "b")
+        await eventually(lambda: agent.messages == ["aaaa", "bb"])
 
 
 async def test_calls_whose_caller_has_restarted_run_at_the_same_time() -> None:
