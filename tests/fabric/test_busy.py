@@ -156,7 +156,7 @@ async def test_plain_messages_wait_for_a_place_and_keep_their_order() -> None:
                 await client.send_message(ADDRESS, number)
 
         sending = asyncio.create_task(send())
-        await eventually(lambda: agent.messages == [0, 1])
+        await eventually(lambda: agent.messages == [0])
         agent.gate.set()
         await sending
         await eventually(lambda: agent.messages == list(range(100)))
@@ -296,7 +296,7 @@ async def test_a_flood_of_plain_messages_holds_up_neither_messages_nor_calls_of_
             if policy == "at-least-once":
                 fields |= {"replyTo": f"__sys__@{hub.path}/raw", "corrId": "c", "rtype": 1}
             await say(child, f"m{number}", {"type": "Data", "payload": "flood"}, **fields)
-        await eventually(lambda: agent.stuck >= 4)
+        await eventually(lambda: agent.stuck == 1)
         for number in range(100):
             await honest.send_message(ADDRESS, number)
             assert await Slow.remote(ADDRESS, fabric=honest).echo(number) == number
@@ -323,10 +323,10 @@ async def test_plain_messages_beyond_a_sources_share_are_refused(
             nack = json.loads(await child.recv())["frame"]
             assert (nack["code"], nack["ok"]) == ("BUSY", False)
             assert "10 messages wait on the agent's node" in nack["reason"]
-        await eventually(lambda: agent.stuck == 4)
+        await eventually(lambda: agent.stuck == 1)
         agent.gate.set()
         assert await Slow.remote(ADDRESS, fabric=node).echo(1) == 1
-        await eventually(lambda: len(agent.messages) == 14)
+        await eventually(lambda: len(agent.messages) == 11)
 
 
 async def test_children_with_many_waiting_flows_leave_room_for_those_of_others(

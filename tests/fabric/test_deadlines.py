@@ -191,13 +191,15 @@ async def test_a_message_without_an_acknowledgement_is_sent_again_after_2_4_8_an
     async with sentinel() as hub, fabric(hub, **AT_LEAST_ONCE) as client:
         agent = await attached(network, hub.port, ADDRESS)
         begun = now()
-        await client.send_message(ADDRESS, "hello")
+        sending = asyncio.create_task(client.send_message(ADDRESS, "hello"))
         times, ids = [], set()
         for _ in range(6):
             message = await agent.hear("Data")
             times.append(round(now() - begun))
             ids.add(message["id"])
         assert times == [0, 2, 6, 14, 24, 34]
+        with pytest.raises(CallTimeout, match="within 30 seconds"):
+            await sending
         assert len(ids) == 1
 
 

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from strongroom import Agent, Fabric, Settings, open_provider, operation
-from strongroom.errors import CallTimeout, NoRoute, OperationFailed, SettingsError
+from strongroom.errors import (
+    CallInterrupted,
+    CallTimeout,
+    NoRoute,
+    OperationFailed,
+    SettingsError,
+)
 from strongroom.messaging.stored import ReceivedMessage
 from strongroom.settings import StorageSettings
 from strongroom.storage import KeyValueStore
@@ -88,12 +94,16 @@ async def test_a_message_for_an_agent_that_is_away_arrives_when_it_returns() -> 
     async with sentinel() as hub, fabric(hub, **AT_LEAST_ONCE) as client:
         async with fabric(hub, node_id="agent", **AT_LEAST_ONCE) as node:
             await node.serve(Probe(), ADDRESS)
-        await client.send_message(ADDRESS, "hello")
+        sending = asyncio.create_task(client.send_message(ADDRESS, "hello"))
         await asyncio.sleep(0.2)
+        assert not sending.done()
         async with fabric(hub, node_id="agent", **AT_LEAST_ONCE) as node:
             await node.serve(agent, ADDRESS)
             await eventually(lambda: agent.messages == ["hello"])
             delivery: Any = client._running.delivery
+            ack = await sending
+            assert ack is not None
+            assert ack.ok
             await eventually(lambda: not delivery._unsettled)
 
 
@@ -104,7 +114,11 @@ async def test_what_was_sent_before_a_restart_is_sent_after_it(tmp_path: Path) -
         async with fabric(hub, node_id="agent") as node:
             await node.serve(Probe(), ADDRESS)
         async with fabric(hub, storage=kept, **AT_LEAST_ONCE) as client:
-            await client.send_message(ADDRESS, "hello")
+            sending = asyncio.create_task(client.send_message(ADDRESS, "hello"))
+            delivery: Any = client._running.delivery
+            await eventually(lambda: any(each.task for each in delivery._unsettled.values()))
+        with pytest.raises(CallInterrupted, match="sent again when it starts"):
+            await sending
         async with fabric(hub, node_id="agent") as node:
             await node.serve(agent, ADDRESS)
             async with fabric(hub, storage=kept, **AT_LEAST_ONCE):

@@ -13,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from strongroom import BaseAgent, BaseAgentState, Fabric, Sentinel, operation
+from strongroom.messaging.envelope import DeliveryAck
 from support.crashes import Disk, Points, Process, settings_of
 from support.fabrics import ADDRESS, Probe, url
 from support.links import MemoryLink, MemoryNetwork, in_virtual_time, network  # noqa: F401
@@ -224,7 +225,7 @@ def check(world: World, fault: str, results: list[Any], was_sent: list[Any]) -> 
         assert is_own_fault or world.runs[number] >= 1
         assert fault.startswith("kill agent") or world.runs[number] <= 1
     for number, failure in enumerate(was_sent):
-        if failure is None:
+        if isinstance(failure, DeliveryAck):
             assert world.messages[number] >= 1, number
         else:
             assert fault.endswith("client"), failure

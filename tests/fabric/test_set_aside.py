@@ -11,7 +11,7 @@ from strongroom import Fabric, Settings, open_provider, operation
 from strongroom.admin import delivery
 from strongroom.admin.command import Administered, Command
 from strongroom.admin.socket import Client, connect
-from strongroom.errors import CallInterrupted, KeyMissing, NotSupported, OperationFailed
+from strongroom.errors import CallInterrupted, KeyMissing, NoRoute, NotSupported, OperationFailed
 from strongroom.messaging.stored import (
     DEAD_LETTERS,
     INBOX,
@@ -186,7 +186,8 @@ async def test_a_message_whose_address_nobody_binds_again_is_set_aside_in_the_en
 
 async def test_a_plain_message_that_is_refused_is_set_aside_at_its_sender() -> None:
     async with sentinel() as hub, fabric(hub, **TWICE) as client:
-        await client.send_message("nobody@fame.fabric", "hello")
+        with pytest.raises(NoRoute):
+            await client.send_message("nobody@fame.fabric", "hello")
         found: list[dict[str, Any]] = []
 
         async def look() -> None:

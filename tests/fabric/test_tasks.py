@@ -45,6 +45,7 @@ from strongroom import (
     make_task_params,
     operation,
 )
+from strongroom.agents.task_events import StoredEvent
 from strongroom.errors import AgentError, Unauthorized
 from strongroom.testing import serving
 from support.fabrics import eventually, sentinel_agent_and_client
@@ -495,7 +496,9 @@ async def test_a_stop_interrupts_what_runs_and_a_restart_knows_all() -> None:
     async with served(Steps(), provider) as remote:
         ended = await remote.get_task_status(TaskQueryParams(id="ended"))
         assert first_text_part(ended.status.message) == "done"
-        assert await seen(remote, "ended") == ["completed!"]
+        for _ in range(2):
+            assert await seen(remote, "ended") == ["working", 0, 1, "completed!"]
+        assert await seen(remote, "running") == ["working", "failed!"]
         task = await remote.get_task_status(TaskQueryParams(id="running"))
         assert task.status.state is TaskState.FAILED
         assert "stopped" in (first_text_part(task.status.message) or "")
@@ -514,6 +517,40 @@ async def test_a_crash_leaves_a_task_that_says_it_was_interrupted() -> None:
         task = await remote.get_task_status(TaskQueryParams(id="t"))
         assert "interrupted" in (first_text_part(task.status.message) or "")
     assert (await stored.get("other@fame.fabric t")) == crashed
+
+
+async def test_a_task_whose_last_event_was_stored_has_ended_though_its_record_was_not() -> None:
+    provider = MemoryProvider()
+    stored = await provider.own_store(Task, "__tasks")
+    async with served(Steps(), provider) as remote:
+        await remote.run_task({"steps": 1, "result": "done"}, "t")
+    await stored.set("agent@fame.fabric t", make_task(id="t", state=TaskState.WORKING))
+    async with served(Steps(), provider) as remote:
+        assert await seen(remote) == ["working", 0, "completed!"]
+        task = await remote.get_task_status(TaskQueryParams(id="t"))
+        assert first_text_part(task.status.message) == "done"
+    ended = await stored.get("agent@fame.fabric t")
+    assert ended is not None
+    assert ended.status.state is TaskState.COMPLETED
+
+
+async def test_stored_events_have_bounds_and_go_with_their_task() -> None:
+    provider = MemoryProvider()
+    events = await provider.own_store(StoredEvent, "__task_events")
+    async with served(Steps(max_queue_size=10, completed_cache_size=1), provider) as remote:
+        await remote.run_task({"steps": 100}, "first")
+        assert 10 <= await events.count() < 20
+    async with served(Steps(max_queue_size=10, completed_cache_size=1), provider) as remote:
+        late = await seen(remote, "first")
+        assert late[-2:] == [99, "completed!"]
+        await remote.run_task({"steps": 1}, "second")
+        await remote.run_task({"steps": 1}, "third")
+        assert await events.count() == 6
+    tasks = await provider.own_store(Task, "__tasks")
+    for key in await tasks.list():
+        await tasks.delete(key)  # as its age does while the node is down
+    async with served(Steps(), provider):
+        assert await events.count() == 0
 
 
 # --- functions ----------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class BackgroundTaskAgent(BaseAgent[S]):
 
     async def update_task_artifact(self, task_id: str, artifact: Artifact) -> bool:
         """Report what a task has made so far; False if the task has ended."""
-        return self.__opened().add_artifact(task_id, artifact)
+        return await self.__opened().add_artifact(task_id, artifact)
 
     async def update_task_state(
         self, task_id: str, state: TaskState, message: Message | None = None

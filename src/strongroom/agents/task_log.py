@@ -1,7 +1,8 @@
-"""The tasks of one agent that run in the background: their events, and their records in `__tasks`.
+"""The tasks of one agent that run in the background, and their records in `__tasks`.
 
-A record has the task as it is now. When an agent starts, it marks what ran when it last ended as
-failed, so that whoever asks for such a task learns what became of it.
+A record has the task as it is now; an event is stored before the record that it changes. When an
+agent starts, it marks what ran when it last ended as failed, so that whoever asks for such a task
+learns what became of it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from strongroom.agents.a2a import (
     TaskStatusUpdateEvent,
     make_message,
 )
+from strongroom.agents.task_events import StoredEvent, TaskEvents
 from strongroom.errors import (
     DuplicateTask,
     InvalidKey,
@@ -35,6 +37,7 @@ from strongroom.errors import (
 from strongroom.messaging.address import Address
 from strongroom.messaging.operations import outcome
 from strongroom.messaging.rpc import describe
+from strongroom.storage.keys import Key
 from strongroom.storage.provider import StorageProvider
 from strongroom.storage.records import check_key
 from strongroom.storage.typed import KeyValueStore
@@ -66,43 +69,27 @@ class Worker(Protocol):
 class _Entry:
     """One task, its events, and what runs it."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, events: TaskEvents) -> None:
         self.task = task
-        self.events: list[TaskEvent] = []
-        self.forgotten = 0
-        self.changed = asyncio.Event()
+        self.events = events
         self.runner: asyncio.Task[None] | None = None
         self.ended_at: float | None = None
-
-    def add(self, event: TaskEvent, max_events: int) -> None:
-        self.events.append(event)
-        if len(self.events) >= 2 * max_events:
-            self.forgotten += max_events
-            del self.events[:max_events]
-        changed, self.changed = self.changed, asyncio.Event()
-        changed.set()
-
-    async def read(self) -> AsyncGenerator[TaskEvent, None]:
-        """Every event from the first to the one that ends the task."""
-        position = 0
-        while True:
-            position = max(position, self.forgotten)
-            while position < self.forgotten + len(self.events):
-                yield self.events[position - self.forgotten]
-                position = max(position + 1, self.forgotten)
-            if self.task.status.state in FINAL_STATES:
-                return
-            await self.changed.wait()
 
 
 class TaskLog:
     """The tasks of one agent."""
 
     def __init__(
-        self, worker: Worker, store: KeyValueStore[Task], place: str, limits: TaskLimits
+        self,
+        worker: Worker,
+        store: KeyValueStore[Task],
+        events: KeyValueStore[StoredEvent],
+        place: str,
+        limits: TaskLimits,
     ) -> None:
         self._worker = worker
         self._store = store
+        self._events = events
         self._place = place
         self._limits = limits
         self._entries: dict[str, _Entry] = {}
@@ -117,17 +104,40 @@ class TaskLog:
         """Open the records, and say of each task that did not end that it was interrupted."""
         parsed = Address.parse(address)
         store = await provider.own_store(Task, "__tasks")
+        events = await provider.own_store(StoredEvent, "__task_events")
         # Not the path, which may change with the sentinel.
-        opened = cls(worker, store, f"{parsed.participant}@{parsed.host} ", limits)
+        opened = cls(worker, store, events, f"{parsed.participant}@{parsed.host} ", limits)
         found = [entry.value async for entry in store.scan(opened._place)]
         for task in sorted(found, key=lambda each: each.status.timestamp.isoformat()):
-            entry = opened._entries[task.id] = _Entry(task)
-            if task.status.state in FINAL_STATES:
-                opened._keep(entry, task.status)
-            else:
-                text = "The task was interrupted: its agent's node ended while it ran."
-                await opened.update(task.id, TaskState.FAILED, make_message(text))
+            await opened._take_up(task)
+        await opened._forget_events()
         return opened
+
+    async def _take_up(self, task: Task) -> None:
+        """A task of the last run: if it did not end, it was interrupted."""
+        entry = self._add_entry(task)
+        ended = await entry.events.load()
+        if ended is None and task.status.state not in FINAL_STATES:
+            text = "The task was interrupted: its agent's node ended while it ran."
+            await self.update(task.id, TaskState.FAILED, make_message(text))
+        elif ended is None:  # its events are lost, but for what the record says
+            self._keep(entry, task.status)
+            await entry.events.add(
+                TaskStatusUpdateEvent(id=task.id, status=task.status, final=True)
+            )
+        elif task.status.state not in FINAL_STATES:
+            self._keep(entry, ended)
+            await self._store.set(self._place + task.id, entry.task, ttl=self._limits.keep_seconds)
+        else:
+            self._keep(entry, ended)
+
+    async def _forget_events(self) -> None:
+        """Delete the events of tasks that the storage has forgotten by their age."""
+        known = {self._key(task_id) for task_id in self._entries}
+        keys = [key async for key in self._events.keys(Key(self._place))]
+        forgotten = {key for each in keys if (key := Key.of(each).first(2)) not in known}
+        for key in forgotten:
+            await TaskEvents(self._events, key, self._limits.max_events).forget()
 
     async def close(self) -> None:
         """Cancel what runs, and store that it was."""
@@ -161,13 +171,13 @@ class TaskLog:
         task = Task(
             id=params.id, sessionId=params.sessionId, status=status, metadata=params.metadata
         )
-        entry = self._entries[params.id] = _Entry(task)
+        entry = self._add_entry(task)
         try:
+            await entry.events.add(TaskStatusUpdateEvent(id=params.id, status=status))
             await self._store.set(self._place + params.id, task)
         except BaseException:
             del self._entries[params.id]
             raise
-        entry.add(TaskStatusUpdateEvent(id=params.id, status=status), self._limits.max_events)
         entry.runner = self._loop.create_task(self._run(entry, params))
         return task
 
@@ -184,14 +194,14 @@ class TaskLog:
 
     def read(self, task_id: str) -> AsyncGenerator[TaskEvent, None]:
         """Every event of the task."""
-        return self._find(task_id).read()
+        return self._find(task_id).events.read()
 
-    def add_artifact(self, task_id: str, artifact: Artifact) -> bool:
+    async def add_artifact(self, task_id: str, artifact: Artifact) -> bool:
         """Report what a task has made; False if it has ended."""
         entry = self._find(task_id)
         if entry.task.status.state in FINAL_STATES:
             return False
-        entry.add(TaskArtifactUpdateEvent(id=task_id, artifact=artifact), self._limits.max_events)
+        await entry.events.add(TaskArtifactUpdateEvent(id=task_id, artifact=artifact))
         return True
 
     async def update(self, task_id: str, state: TaskState, message: Message | None = None) -> bool:
@@ -205,7 +215,7 @@ class TaskLog:
             self._keep(entry, status)
         else:
             entry.task = entry.task.model_copy(update={"status": status})
-            entry.add(TaskStatusUpdateEvent(id=task_id, status=status), self._limits.max_events)
+        await entry.events.add(TaskStatusUpdateEvent(id=task_id, status=status, final=is_final))
         ttl = self._limits.keep_seconds if is_final else None
         await self._store.set(self._place + task_id, entry.task, ttl=ttl)
         return True
@@ -238,13 +248,18 @@ class TaskLog:
             return TaskState.FAILED, make_message(told.message)
 
     def _keep(self, entry: _Entry, status: TaskStatus) -> None:
-        """The task has ended: tell its readers, and keep it for a while."""
-        task_id = entry.task.id
+        """The task has ended: keep it for a while."""
         entry.task = entry.task.model_copy(update={"status": status})
         entry.ended_at = self._loop.time()
-        self._finished[task_id] = entry
-        event = TaskStatusUpdateEvent(id=task_id, status=status, final=True)
-        entry.add(event, self._limits.max_events)
+        self._finished[entry.task.id] = entry
+
+    def _add_entry(self, task: Task) -> _Entry:
+        events = TaskEvents(self._events, self._key(task.id), self._limits.max_events)
+        entry = self._entries[task.id] = _Entry(task, events)
+        return entry
+
+    def _key(self, task_id: str) -> Key:
+        return Key(self._place, task_id)
 
     def _find(self, task_id: str) -> _Entry:
         entry = self._entries.get(task_id)
@@ -262,4 +277,5 @@ class TaskLog:
             if len(self._finished) <= self._limits.max_finished and not self._is_old(entry):
                 return
             del self._finished[task_id], self._entries[task_id]
+            await entry.events.forget()
             await self._store.delete(self._place + task_id)

@@ -63,6 +63,11 @@ class AtMostOnce:
         """Send a request or a plain message, and return when it has left."""
         await self.sender.send(envelope)
 
+    async def send_message(self, envelope: Envelope) -> DeliveryAck | None:
+        """Send a plain message; the other policy waits for the acknowledgement, and returns it."""
+        await self.send(envelope)
+        return None
+
     def settle(self, message_id: str) -> None:
         """A message has its answer, or nobody waits for the answer any more."""
 

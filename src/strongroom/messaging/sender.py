@@ -7,9 +7,10 @@ from typing import Any, Protocol
 from strongroom.errors import FabricError, NoRoute, ProtocolError
 from strongroom.messaging.address import REPLIES, SYSTEM, Address, new_id, source_id
 from strongroom.messaging.bindings import Bindings
-from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, encode
+from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, ReplyType, encode
 from strongroom.messaging.flow import Channel, Release, ends_flow
 from strongroom.messaging.link import Loopback
+from strongroom.messaging.listeners import EventListeners
 from strongroom.peers_log import peers_log
 
 MAX_DESTINATIONS = 512
@@ -78,10 +79,17 @@ class WayOut:
 class Sender:
     """Sends the messages of a node, to itself or through its way out."""
 
-    def __init__(self, bindings: Bindings, way_out: WayOut, events: NodeEvents) -> None:
+    def __init__(
+        self,
+        bindings: Bindings,
+        way_out: WayOut,
+        events: NodeEvents,
+        listeners: EventListeners,
+    ) -> None:
         self.bindings = bindings
         self.way_out = way_out
         self._events = events
+        self._listeners = listeners
         self._loopback = Channel(Loopback(), self)
         self._inbox = f"{REPLIES}{new_id()}"
         self._flows: dict[str, list[str]] = {}
@@ -113,6 +121,11 @@ class Sender:
             StreamStalled: The receiver read nothing for `timeout` seconds.
             MessageTooLarge: The message is larger than a link can carry.
         """
+        if self._listeners.registered and not self.bindings.is_here(envelope):
+            left = await self._listeners.leaving(envelope)
+            if left is None:
+                return
+            envelope = left
         channel = self._channel_to(envelope)
         if channel is None:
             channel = await self.way_out.wait_for_channel()
@@ -128,6 +141,17 @@ class Sender:
         It is lost while the link is down, or if MAX_WAITING_ACKS wait for the same receiver.
         Returns False if nothing leads to the receiver.
         """
+        if self._listeners.registered and not self.bindings.is_here(envelope):
+            self._listeners.tasks.start(self._send_heard(envelope))
+            return True
+        return self._send_now(envelope)
+
+    async def _send_heard(self, envelope: Envelope) -> None:
+        left = await self._listeners.leaving(envelope)
+        if left is not None:
+            self._send_now(left)
+
+    def _send_now(self, envelope: Envelope) -> bool:
         try:
             channel = self._channel_to(envelope)
             if channel is not None:
@@ -193,7 +217,7 @@ class Sender:
             flows = self._flows[destination] = [new_id() for _ in range(FLOWS_PER_DESTINATION + 1)]
         if isinstance(envelope.frame, DeliveryAck):
             return flows[-1]
-        if corr_id is None:
+        if corr_id is None or envelope.rtype == ReplyType.ACK:
             return flows[0]
         self._turn = (self._turn + 1) % FLOWS_PER_DESTINATION
         return flows[self._turn]

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from strongroom.errors import MessageTooLarge, StreamStalled, StrongroomError
-from strongroom.messaging.address import SYSTEM, source_of
+from strongroom.messaging.address import REPLIES, SYSTEM, source_of
 from strongroom.messaging.delivery import AtMostOnce, Work
 from strongroom.messaging.envelope import (
     Data,
@@ -121,6 +121,7 @@ class IncomingCalls:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: set[asyncio.Task[None]] = set()
         self._readers: dict[str, _Reader] = {}
+        self._last_messages: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_leaving = False
         self._context = contextvars.copy_context()
@@ -146,7 +147,10 @@ class IncomingCalls:
         return True
 
     def start(self, work: Work) -> None:
-        """Run a request, or take a plain message. When too many are running, it waits."""
+        """Run a request, or take a plain message. When too many are running, it waits.
+
+        Plain messages of one node to one handler are taken one after the other.
+        """
         envelope = work.envelope
         is_stream = bool(envelope.rtype & ReplyType.STREAM)
         if is_stream and envelope.corr_id in self._readers:  # a repeated request
@@ -154,11 +158,17 @@ class IncomingCalls:
             return
         source = source_of(envelope.reply_to)
         place = Place(self._places(envelope), source, takes_unit=not is_stream)
-        if place.take_if_free():
+        is_plain = not (envelope.rtype & ReplyType.CALL or _is_from_caller(envelope))
+        turn = (id(work.handler), source)
+        before = self._last_messages.get(turn) if is_plain else None
+        if before is None and place.take_if_free():
             work.release()
-        task = self._loop.create_task(self._run(work, place), context=self._context.copy())
+        task = self._loop.create_task(self._run(work, place, before), context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(partial(self._on_done, place, envelope.corr_id or ""))
+        if is_plain:
+            self._last_messages[turn] = task
+            task.add_done_callback(partial(self._on_taken, turn))
         if is_stream and envelope.corr_id and envelope.reply_to:
             self._readers[envelope.corr_id] = _Reader(envelope, task)
             if self._timer is None:
@@ -173,6 +183,10 @@ class IncomingCalls:
         self._ended.discard(task)
         if (reader := self._readers.get(corr_id)) is not None and reader.task is task:
             del self._readers[corr_id]
+
+    def _on_taken(self, turn: tuple[int, str], task: asyncio.Task[None]) -> None:
+        if self._last_messages.get(turn) is task:
+            del self._last_messages[turn]
 
     def cancel(self, corr_id: str | None) -> None:
         """The reader of a stream is gone: stop what is running for it."""
@@ -224,7 +238,9 @@ class IncomingCalls:
                 self._end(task)
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _run(self, work: Work, place: Place) -> None:
+    async def _run(self, work: Work, place: Place, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
         if not place.is_taken:
             await place.wait()
             work.release()
@@ -368,3 +384,8 @@ class IncomingCalls:
             await self._sender.send(reply, STALL_SECONDS)
         except StrongroomError as failure:
             log.warning("could not tell %s: %s", envelope.reply_to, failure)
+
+
+def _is_from_caller(envelope: Envelope) -> bool:
+    """Whether it was a call, also if nobody waits for its answer since its node has restarted."""
+    return (envelope.reply_to or "").startswith(REPLIES)

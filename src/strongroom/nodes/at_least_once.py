@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import msgspec
 
-from strongroom.errors import FabricError, ProtocolError
+from strongroom.errors import CallTimeout, FabricError, ProtocolError
 from strongroom.messaging.address import new_id
 from strongroom.messaging.delivery import AtMostOnce, Runner, Work
 from strongroom.messaging.envelope import DeliveryAck, Envelope, NackCode, ReplyType, encode
 from strongroom.messaging.link import check_size
-from strongroom.messaging.sender import Sender
+from strongroom.messaging.places import own_place
+from strongroom.messaging.rpc import nack_error
+from strongroom.messaging.sender import Sender, receiver_of
 from strongroom.messaging.stored import (
     DEAD_LETTERS,
     INBOX,
@@ -50,6 +52,8 @@ RESEND_SECONDS = (2.0, 4.0, 8.0, 10.0)
 """Pauses before a message without an acknowledgement is sent again; the last one repeats."""
 REMIND_SECONDS = 30.0
 """The pause before a call that was acknowledged is sent again: its answer may have got lost."""
+ACK_SECONDS = 30.0
+"""Seconds for which the sender of a plain message waits for its acknowledgement."""
 AWAY_SECONDS = 0.3
 MAX_UNSETTLED = 10_000
 KEEP_SENT = timedelta(days=1)
@@ -74,7 +78,13 @@ class _Unsettled:
         self.expects_reply = bool(envelope.rtype & ReplyType.REPLY)
         self.is_acknowledged = False
         self.resend = asyncio.Event()
+        self.outcome: asyncio.Future[DeliveryAck] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
+
+    def end(self, ack: DeliveryAck) -> None:
+        """Tell who waits for it what became of a plain message."""
+        if not self.outcome.done():
+            self.outcome.set_result(ack)
 
 
 class AtLeastOnce(AtMostOnce):
@@ -129,6 +139,9 @@ class AtLeastOnce(AtMostOnce):
         for task in sending:
             task.cancel()
         await asyncio.gather(*sending, return_exceptions=True)
+        for entry in self._unsettled.values():
+            reason = "This node has stopped; the message is sent again when it starts."
+            entry.end(DeliveryAck(ok=False, code=NackCode.CALL_INTERRUPTED, reason=reason))
         await self._inbox.stop()
         await self._writes.stop()
 
@@ -136,6 +149,25 @@ class AtLeastOnce(AtMostOnce):
 
     async def send(self, envelope: Envelope) -> None:
         """Store a message and send it, again and again until it is settled."""
+        await self._send(envelope)
+
+    async def send_message(self, envelope: Envelope) -> DeliveryAck:
+        """Send a plain message and return its acknowledgement: the agent's node has stored it."""
+        entry = await self._send(envelope)
+        try:
+            with own_place.get():
+                async with asyncio.timeout(ACK_SECONDS):
+                    ack = await entry.outcome
+        except TimeoutError:
+            raise CallTimeout(
+                f"{receiver_of(envelope)} did not acknowledge the message within "
+                f"{ACK_SECONDS:g} seconds. It is stored, and is sent again until then."
+            ) from None
+        if not ack.ok:
+            raise nack_error(ack)
+        return ack
+
+    async def _send(self, envelope: Envelope) -> _Unsettled:
         envelope = self._asking_for_ack(envelope)
         await self._room.acquire()
         entry = self._unsettled[envelope.id] = _Unsettled(envelope)
@@ -149,6 +181,7 @@ class AtLeastOnce(AtMostOnce):
             raise
         if envelope.id in self._unsettled:
             self._keep_sending(entry, datetime.now(UTC), at_once=False)
+        return entry
 
     def _asking_for_ack(self, envelope: Envelope) -> Envelope:
         return msgspec.structs.replace(
@@ -204,6 +237,7 @@ class AtLeastOnce(AtMostOnce):
         entry.is_acknowledged = ack.ok
         if ack.ok:
             if not entry.expects_reply:
+                entry.end(ack)
                 self.settle(entry.envelope.id)
         elif ack.code in AWAY or (
             ack.code == NackCode.NO_ROUTE and self.sender.may_return(entry.envelope.to)
@@ -215,6 +249,7 @@ class AtLeastOnce(AtMostOnce):
             self.settle(entry.envelope.id)
             return False
         else:
+            entry.end(ack)
             self._give_up(entry, ack.reason or f"It was refused: {ack.code}")
         return True
 

@@ -24,6 +24,7 @@ from strongroom.messaging.envelope import (
     current_trace,
 )
 from strongroom.messaging.flow import Release
+from strongroom.messaging.listeners import EventListeners, NodeEventListener
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender, WayOut, receiver_of
 from strongroom.messaging.serving import IncomingCalls
@@ -97,6 +98,7 @@ class Node:
         self._root_config = root_config
         self._given_storage = storage
         self._residents: dict[Address, Resident] = {}
+        self._listeners = EventListeners(self)
         self._exit_stack = AsyncExitStack()
         self._started: _Running | None = None
 
@@ -154,6 +156,7 @@ class Node:
         show_envelopes(settings)
         async with AsyncExitStack() as opening:
             opening.callback(self._forget)
+            opening.push_async_callback(self._listeners.tasks.cancel)
             running = self._started = await self._open(settings, opening)
             opening.callback(self._refuse_held)
             timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._refuse_held)
@@ -183,7 +186,8 @@ class Node:
         opening.push_async_callback(stores.record_clean_stop)
         bindings = Bindings(stores.node.node_id)
         bindings.awaited.update(await stores.bindings())
-        sender = Sender(bindings, await self._open_way_out(settings, bindings, storage), self)
+        way_out = await self._open_way_out(settings, bindings, storage)
+        sender = Sender(bindings, way_out, self, self._listeners)
         opening.callback(sender.close)
         delivery = await _delivery(settings, sender, storage)
         opening.push_async_callback(delivery.stop)
@@ -325,15 +329,20 @@ class Node:
         if resident is not None:
             await _end(resident)
 
-    async def send_message(self, address: str, message: Any) -> None:
+    async def send_message(self, address: str, message: Any) -> DeliveryAck | None:
         """Send a plain message, any JSON value, to the agent at `address`.
 
+        Returns:
+            With at-least-once delivery the acknowledgement, once the agent's node has stored the
+            message. Else None, once the message has left.
+
         Raises:
+            CallTimeout: It was not acknowledged within 30 seconds. It is still sent again.
             InvalidArguments: The message would not arrive as it is.
             MessageTooLarge: It does not fit into a message of the link.
             NoRoute: Nothing is bound there, and there is no sentinel that might know it.
         """
-        await self.send(self.new_message(address, message))
+        return await self._running.delivery.send_message(self.new_message(address, message))
 
     def new_message(self, address: str, message: Any) -> Envelope:
         """The envelope of a plain message; see `send_message`."""
@@ -358,6 +367,14 @@ class Node:
         self._running.outgoing.check_loop()
         await self._running.delivery.send(envelope)
 
+    def add_event_listener(self, listener: NodeEventListener) -> None:
+        """Let `listener` see what leaves this node and what arrives, after those added before."""
+        self._listeners.add(listener)
+
+    def remove_event_listener(self, listener: NodeEventListener) -> None:
+        """Undo `add_event_listener`."""
+        self._listeners.remove(listener)
+
     async def redeliver(self) -> None:
         """Take up stored messages that are not under way, such as those an operator retries."""
         await self._running.delivery.start()
@@ -367,6 +384,19 @@ class Node:
 
     def on_message(self, envelope: Envelope, release: Release) -> None:
         """(NodeEvents) Hand a message to the agent, or the call, that it is for."""
+        if self._listeners.registered:
+            self._listeners.tasks.start(self._on_heard(envelope, release))
+        else:
+            self._on_message(envelope, release)
+
+    async def _on_heard(self, envelope: Envelope, release: Release) -> None:
+        arrived = await self._listeners.arriving(envelope)
+        if arrived is None or self._started is None:
+            release()
+        else:
+            self._on_message(arrived, release)
+
+    def _on_message(self, envelope: Envelope, release: Release) -> None:
         frame = envelope.frame
         if isinstance(frame, Data):
             self._deliver(envelope, frame, release)
