@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from strongroom.errors import StoreDamaged
 from strongroom.settings import StorageSettings
 from strongroom.storage import system_clock
 from strongroom.storage.sqlite.doctor import Finding, examine_at_rest, examine_running
@@ -23,8 +24,8 @@ class Other(BaseModel):
     number: int
 
 
-async def fill(directory: Path, count: int) -> None:
-    async with provider_of(directory) as provider:
+async def fill(directory: Path, count: int, **settings: Any) -> None:
+    async with provider_of(directory, **settings) as provider:
         notes = await provider.get_kv_store(Note, "notes")
         await notes.set_many({f"{n:04}": Note(text=f"note {n} " * 50) for n in range(count)})
 
@@ -92,6 +93,38 @@ async def test_a_changed_byte_in_any_page_is_found(data: Path, page: int) -> Non
     [found] = problems(examine(data))
     assert found.namespace == "notes"
     assert str(data / NOTES) in found.what
+
+
+def change_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-2000] ^= 1
+    file.write_bytes(content)
+
+
+def contradict_an_index(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"0200", b"0999", 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "file", "spoil"),
+    [
+        ({}, NOTES, change_a_byte),
+        ({"profile": "sqlite", "key": None}, "notes.db", contradict_an_index),
+    ],
+)
+async def test_a_running_node_uses_no_store_any_longer_that_it_finds_damaged(
+    tmp_path: Path, settings: dict[str, Any], file: str, spoil: Callable[[Path], None]
+) -> None:
+    await fill(tmp_path / "data", 300, **settings)
+    spoil(tmp_path / "data" / file)
+    async with provider_of(tmp_path / "data", **settings) as provider:
+        notes = await provider.get_kv_store(Note, "notes")
+        assert await notes.get("0000")
+        found = problems(await examine_running(provider, lambda *_: None))
+        for use in (notes.get("0000"), notes.set("0000", Note(text="x")), notes.count()):
+            with pytest.raises(StoreDamaged, match="does not use it any longer"):
+                await use
+        assert {finding.namespace for finding in found} == {"notes"}
 
 
 async def lose(directory: Path) -> None:

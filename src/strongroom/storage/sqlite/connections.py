@@ -294,9 +294,17 @@ class Connections:
             self._scanners.append(connection)
 
     async def run_on_fresh_connection(self, function: Callable[[apsw.Connection], T]) -> T:
-        """Run a long read on a thread, with a connection that has cached nothing."""
-        async with self.fresh_connection() as connection:
-            return await self._threads.run(function, connection)
+        """Run a long read on a thread, with a connection that has cached nothing.
+
+        If it meets damage, the file is not used any longer.
+        """
+        try:
+            async with self.fresh_connection() as connection:
+                return await self._threads.run(function, connection)
+        except StoreDamaged as error:
+            if self.damage is None:
+                await self.condemn(error.what)
+            raise
 
     @contextlib.asynccontextmanager
     async def fresh_connection(self) -> AsyncIterator[apsw.Connection]:

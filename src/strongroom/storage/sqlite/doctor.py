@@ -48,7 +48,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 async def examine_running(provider: SqliteProvider, on_progress: OnProgress) -> list[Finding]:
-    """Check the directory of a running node."""
+    """Check the directory of a running node. It does not use a damaged store any longer."""
     findings = list(_surroundings(provider.files))
     progress = _Bytes(provider.files, on_progress)
     for namespace in await provider.namespaces():
@@ -57,6 +57,8 @@ async def examine_running(provider: SqliteProvider, on_progress: OnProgress) -> 
         try:
             store = await provider.open(namespace)
             findings += await store.connections.run_on_fresh_connection(reading.findings)
+            if reading.damage:
+                await store.connections.condemn(reading.damage[0])
         except StorageError as error:
             findings.append(problem(error, namespace))
         progress.end(namespace)
@@ -217,6 +219,8 @@ class _Reading:
         self._store = store
         self._namespace = namespace
         self._progress = progress
+        self.damage: list[str] = []
+        """What is wrong with the structure of the file."""
         self._invalid: list[str] = []
         self._unknown = 0
         self._audit: list[AuditLine] = []
@@ -227,7 +231,7 @@ class _Reading:
         Raises:
             StoreDamaged: A page holds bytes that were never valid.
         """
-        messages = self._check_pages(connection)
+        self.damage = self._check_pages(connection)
         count = self._check_records(connection)
         key = self._files.keystore.entries[self._namespace].key.id
         found = [
@@ -237,7 +241,7 @@ class _Reading:
                 self._namespace,
                 "put the file back from a backup",
             )
-            for message in messages
+            for message in self.damage
         ]
         found += [
             Finding(

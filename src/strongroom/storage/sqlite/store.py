@@ -6,6 +6,7 @@ Writes share commits. Single reads run on the event loop, everything longer on t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import apsw
@@ -201,11 +202,9 @@ class SqliteStore(RecordStore):
         """Read the whole file, while it is in use. If it is damaged, it is not used any longer."""
         connections = self.connections
         problems = None
-        try:
+        with contextlib.suppress(StoreDamaged):  # then it is condemned already
             while problems is None and not connections.is_closed:
                 problems = await connections.run_on_fresh_connection(self._problems)
-        except StoreDamaged as error:
-            problems = [error.what]
         if problems:
             await connections.condemn(problems[0])
 
