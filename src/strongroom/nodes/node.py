@@ -28,7 +28,6 @@ from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender, WayOut, receiver_of
 from strongroom.messaging.serving import IncomingCalls
 from strongroom.messaging.values import MAX_PROBLEMS, Codec, Unfit, listed
-from strongroom.nodes.at_least_once import AtLeastOnce
 from strongroom.nodes.held import HOLD_SECONDS, HeldMessages
 from strongroom.nodes.identity import NodeStores
 from strongroom.nodes.uplink import Uplink
@@ -426,6 +425,8 @@ async def _end(resident: Resident) -> None:
 
 async def _delivery(settings: Settings, sender: Sender, storage: StorageProvider) -> AtMostOnce:
     if settings.delivery_profile == "at-least-once":
+        from strongroom.nodes.at_least_once import AtLeastOnce  # noqa: PLC0415 - only here needed
+
         return await AtLeastOnce.open(sender, storage, settings)
     return AtMostOnce(sender)
 
