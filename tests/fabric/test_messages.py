@@ -15,7 +15,7 @@ from strongroom.compat.naylence.fame.core import (
     create_fame_envelope,
 )
 from strongroom.errors import CallTimeout, InvalidArguments, NoRoute
-from strongroom.messaging.envelope import current_trace
+from strongroom.messaging.places import own_place
 from support.fabrics import ADDRESS, Probe, eventually, sentinel_agent_and_client
 
 
@@ -29,7 +29,7 @@ class Asking(BaseAgent):
         self.messages: list[Any] = []
 
     async def on_message(self, message: Any) -> Any:
-        self.traces.append(current_trace.get())
+        self.traces.append(own_place.get().trace_id)
         self.messages.append(message)
         if message == "answer me":
             frame = DataFrame(payload={"answer": 1})  # type: ignore[arg-type]
@@ -38,13 +38,13 @@ class Asking(BaseAgent):
 
     @operation
     async def pass_on(self) -> None:
-        self.traces.append(current_trace.get())
+        self.traces.append(own_place.get().trace_id)
         await Agent.remote_by_address(self.other).end()
         await Fabric.current().send_message(self.other, "told")
 
     @operation
     async def end(self) -> None:
-        self.traces.append(current_trace.get())
+        self.traces.append(own_place.get().trace_id)
 
 
 async def test_a_message_may_be_answered_by_another() -> None:

@@ -6,7 +6,6 @@ because it forwards the bytes of a message unchanged.
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from itertools import chain
 from typing import Annotated, Final
 
@@ -232,8 +231,6 @@ class _WithAnyFrame(Struct, rename="camel"):
 
 
 _KNOWN = frozenset(kind.__name__ for kind in Frame.__args__)
-current_trace: ContextVar[str | None] = ContextVar("strongroom_trace", default=None)
-"""The trace of the message that is being handled, which what is sent meanwhile belongs to."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Envelope)

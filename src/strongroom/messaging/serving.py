@@ -23,7 +23,6 @@ from strongroom.messaging.envelope import (
     FlowFlag,
     NackCode,
     ReplyType,
-    current_trace,
 )
 from strongroom.messaging.envelope import encode as encode_envelope
 from strongroom.messaging.flow import STALL_SECONDS
@@ -153,7 +152,8 @@ class IncomingCalls:
             work.release()
             return
         source = source_of(envelope.reply_to)
-        place = Place(self._places(envelope), source, takes_unit=not is_stream)
+        places = self._places(envelope)
+        place = Place(places, source, envelope.trace_id, takes_unit=not is_stream)
         if place.take_if_free():
             work.release()
         task = self._loop.create_task(self._run(work, place), context=self._context.copy())
@@ -230,7 +230,6 @@ class IncomingCalls:
             work.release()
         own_place.set(place)
         handler, envelope, data, _ = work
-        current_trace.set(envelope.trace_id)
         try:
             request = read_request(data.payload)
         except (msgspec.MsgspecError, RecursionError) as error:

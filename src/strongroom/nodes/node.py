@@ -21,9 +21,9 @@ from strongroom.messaging.envelope import (
     Envelope,
     NackCode,
     ReplyType,
-    current_trace,
 )
 from strongroom.messaging.flow import Release
+from strongroom.messaging.places import own_place
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender, WayOut, receiver_of
 from strongroom.messaging.serving import IncomingCalls
@@ -342,13 +342,13 @@ class Node:
         return Envelope(
             to=str(address),
             reply_to=self._running.sender.sys_address,  # says whose it is; nothing is answered
-            trace_id=current_trace.get(),
+            trace_id=own_place.get().trace_id,
             frame=Data(payload=payload),
         )
 
     async def send(self, envelope: Envelope) -> None:
         """Send an envelope; one without a trace belongs to that of the message being handled."""
-        envelope.trace_id = envelope.trace_id or current_trace.get()
+        envelope.trace_id = envelope.trace_id or own_place.get().trace_id
         await self._running.delivery.send(envelope)
 
     async def redeliver(self) -> None:
