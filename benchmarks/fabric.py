@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,14 +199,16 @@ class Pending:
 
 async def websockets_hub(port: int) -> None:
     from websockets.asyncio.server import serve
+    from websockets.exceptions import ConnectionClosedError
 
     links: dict[str, Any] = {}
 
     async def relay(link: Any) -> None:
         links[link.request.path] = link
         other = "/agent" if link.request.path == "/client" else "/client"
-        async for message in link:
-            await links[other].send(message)
+        with suppress(ConnectionClosedError):  # the agent's process is ended first
+            async for message in link:
+                await links[other].send(message)
 
     async with serve(relay, "127.0.0.1", port, compression=None):
         await asyncio.get_running_loop().create_future()
@@ -375,6 +377,15 @@ def import_time(python: str, statement: str) -> float:
     return min(once(statement) for _ in range(5)) - min(once("pass") for _ in range(5))
 
 
+def libraries_of(statement: str) -> str:
+    """The statement that imports what `statement` does, but none of our own modules."""
+    real = "[k for k, m in sys.modules.items() if getattr(m, '__spec__', None)]"
+    listing = f"{statement}; import sys; print(*{real})"
+    names = subprocess.check_output([sys.executable, "-c", listing], text=True).split()
+    others = [each for each in names if each.partition(".")[0] not in {"strongroom", "__main__"}]
+    return f"from importlib import import_module as load; [*map(load, {others})]"
+
+
 def find_naylence() -> str | None:
     named = os.environ.get("STRONGROOM_NAYLENCE_PYTHON")
     built = Path(sys.prefix) / "naylence/bin/python"
@@ -387,9 +398,9 @@ def compare() -> None:
     if naylence is not None:
         peers["naylence"] = naylence
     results = {peer: run_peer(peer, python) for peer, python in peers.items()}
-    results["strongroom"]["import s"] = import_time(
-        sys.executable, "from strongroom import BaseAgent, Fabric, Sentinel, operation"
-    )
+    needed = "from strongroom import BaseAgent, Fabric, Sentinel, operation"
+    results["strongroom"]["import s"] = import_time(sys.executable, needed)
+    results["strongroom"]["its libraries s"] = import_time(sys.executable, libraries_of(needed))
     results["strongroom"]["bare import s"] = import_time(sys.executable, "import strongroom")
     if naylence is not None:
         results["naylence"]["import s"] = import_time(naylence, "import naylence.agent")
@@ -398,9 +409,9 @@ def compare() -> None:
 
 def report(results: dict[str, dict[str, float]]) -> None:
     others = [peer for peer in results if peer != "strongroom"]
-    print(f"{'':14}{'strongroom':>12}" + "".join(f"{peer:>12}{'ratio':>8}" for peer in others))
+    print(f"{'':16}{'strongroom':>12}" + "".join(f"{peer:>12}{'ratio':>8}" for peer in others))
     for name, own in results["strongroom"].items():
-        line = f"{name:14}{own:12.3f}"
+        line = f"{name:16}{own:12.3f}"
         for peer in others:
             other = results[peer].get(name)
             line += f"{'-':>12}{'':8}" if other is None else f"{other:12.3f}{own / other:8.2f}"

@@ -17,8 +17,9 @@ from strongroom.compat.naylence.fame.core import (
     create_fame_envelope,
 )
 from strongroom.errors import CallTimeout, InvalidArguments, NoRoute
-from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType, current_trace
+from strongroom.messaging.envelope import Data, DeliveryAck, Envelope, ReplyType
 from strongroom.messaging.listeners import NodeEventListener
+from strongroom.messaging.places import own_place
 from support.fabrics import (
     ADDRESS,
     Probe,
@@ -39,7 +40,7 @@ class Asking(BaseAgent):
         self.messages: list[Any] = []
 
     async def on_message(self, message: Any) -> Any:
-        self.traces.append(current_trace.get())
+        self.traces.append(own_place.get().trace_id)
         self.messages.append(message)
         if message == "answer me":
             frame = DataFrame(payload={"answer": 1})  # type: ignore[arg-type]
@@ -48,13 +49,13 @@ class Asking(BaseAgent):
 
     @operation
     async def pass_on(self) -> None:
-        self.traces.append(current_trace.get())
+        self.traces.append(own_place.get().trace_id)
         await Agent.remote_by_address(self.other).end()
         await Fabric.current().send_message(self.other, "told")
 
     @operation
     async def end(self) -> None:
-        self.traces.append(current_trace.get())
+        self.traces.append(own_place.get().trace_id)
 
 
 async def test_a_message_may_be_answered_by_another() -> None:

@@ -30,7 +30,6 @@ from strongroom.messaging.envelope import (
     Envelope,
     NackCode,
     ReplyType,
-    current_trace,
 )
 from strongroom.messaging.flow import STALL_SECONDS, Release
 from strongroom.messaging.places import own_place
@@ -245,7 +244,7 @@ class OutgoingCalls:
         payload = encode(Request(method, Raw(params), corr_id))
         return Envelope(
             id=corr_id,
-            trace_id=current_trace.get() or corr_id,
+            trace_id=own_place.get().trace_id or corr_id,
             to=target.address,
             capabilities=list(target.capabilities) or None,
             reply_to=self._sender.reply_to,

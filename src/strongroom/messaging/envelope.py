@@ -6,7 +6,6 @@ because it forwards the bytes of a message unchanged.
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from itertools import chain
 from typing import Annotated, Final
 
@@ -232,8 +231,6 @@ class _WithAnyFrame(Struct, rename="camel"):
 
 
 _KNOWN = frozenset(kind.__name__ for kind in Frame.__args__)
-current_trace: ContextVar[str | None] = ContextVar("strongroom_trace", default=None)
-"""The trace of the message that is being handled, which what is sent meanwhile belongs to."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Envelope)
@@ -261,14 +258,16 @@ def decode(data: bytes) -> Envelope:
         return unknown
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"Not an envelope: {error}") from None
-    _check_depth(data, envelope.frame)
+    openings = data.count(b"{") + data.count(b"[")
+    if openings > MAX_DEPTH:
+        _check_depth(data, envelope.frame, openings)
     return envelope
 
 
-def _check_depth(data: bytes, frame: Frame) -> None:
+def _check_depth(data: bytes, frame: Frame, openings: int) -> None:
     """Refuse fields that are nested too deeply, but for the payload: that is for its reader."""
     payload = bytes(frame.payload) if isinstance(frame, Data) else b""
-    if _openings(data) - _openings(payload) <= MAX_DEPTH:
+    if openings - payload.count(b"{") - payload.count(b"[") <= MAX_DEPTH:
         return
     fields = _read_fields(data)
     fields_of_frame = _read_fields(fields.pop("frame"))
@@ -276,10 +275,6 @@ def _check_depth(data: bytes, frame: Frame) -> None:
         fields_of_frame.pop("payload", None)
     if any(is_too_deep(bytes(each)) for each in chain(fields.values(), fields_of_frame.values())):
         raise ProtocolError(f"Not an envelope: a field is nested more than {MAX_DEPTH} levels deep")
-
-
-def _openings(data: bytes) -> int:
-    return data.count(b"{") + data.count(b"[")
 
 
 def _with_unknown_frame(data: bytes) -> Envelope | None:

@@ -73,12 +73,21 @@ class Places:
 class Place:
     """The place of a request. While the request waits for a call of its own, others may have it."""
 
-    __slots__ = ("_calls", "_places", "_source", "is_taken", "takes_unit", "unit")
+    __slots__ = ("_calls", "_places", "_source", "is_taken", "takes_unit", "trace_id", "unit")
 
-    def __init__(self, places: Places, source: str, *, takes_unit: bool = False) -> None:
+    def __init__(
+        self,
+        places: Places,
+        source: str,
+        trace_id: str | None = None,
+        *,
+        takes_unit: bool = False,
+    ) -> None:
         self.is_taken = False
         self.takes_unit = takes_unit
         """Whether the request still runs, and has one answer that a unit can be stored with."""
+        self.trace_id = trace_id
+        """The trace of the request, which what is sent meanwhile belongs to."""
         self.unit: Unit | None = None
         self._places = places
         self._source = source

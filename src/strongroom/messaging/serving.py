@@ -23,7 +23,6 @@ from strongroom.messaging.envelope import (
     FlowFlag,
     NackCode,
     ReplyType,
-    current_trace,
 )
 from strongroom.messaging.envelope import encode as encode_envelope
 from strongroom.messaging.flow import STALL_SECONDS
@@ -157,7 +156,7 @@ class IncomingCalls:
             work.release()
             return
         source = source_of(envelope.reply_to)
-        place = Place(self._places(envelope), source, takes_unit=not is_stream)
+        place = Place(self._places(envelope), source, envelope.trace_id, takes_unit=not is_stream)
         is_plain = not (envelope.rtype & ReplyType.CALL or _is_from_caller(envelope))
         turn = (id(work.handler), source)
         before = self._last_messages.get(turn) if is_plain else None
@@ -246,7 +245,6 @@ class IncomingCalls:
             work.release()
         own_place.set(place)
         handler, envelope, data, _ = work
-        current_trace.set(envelope.trace_id)
         try:
             request = read_request(data.payload)
         except (msgspec.MsgspecError, RecursionError) as error:

@@ -21,15 +21,14 @@ from strongroom.messaging.envelope import (
     Envelope,
     NackCode,
     ReplyType,
-    current_trace,
 )
 from strongroom.messaging.flow import Release
 from strongroom.messaging.listeners import EventListeners, NodeEventListener
+from strongroom.messaging.places import own_place
 from strongroom.messaging.rpc import Handler
 from strongroom.messaging.sender import Sender, WayOut, receiver_of
 from strongroom.messaging.serving import IncomingCalls
 from strongroom.messaging.values import MAX_PROBLEMS, Codec, Unfit, listed
-from strongroom.nodes.at_least_once import AtLeastOnce
 from strongroom.nodes.held import HOLD_SECONDS, HeldMessages
 from strongroom.nodes.identity import NodeStores
 from strongroom.nodes.uplink import Uplink
@@ -357,13 +356,13 @@ class Node:
         return Envelope(
             to=str(address),
             reply_to=self._running.sender.sys_address,  # says whose it is; nothing is answered
-            trace_id=current_trace.get(),
+            trace_id=own_place.get().trace_id,
             frame=Data(payload=payload),
         )
 
     async def send(self, envelope: Envelope) -> None:
         """Send an envelope; one without a trace belongs to that of the message being handled."""
-        envelope.trace_id = envelope.trace_id or current_trace.get()
+        envelope.trace_id = envelope.trace_id or own_place.get().trace_id
         self._running.outgoing.check_loop()
         await self._running.delivery.send(envelope)
 
@@ -462,6 +461,8 @@ async def _end(resident: Resident) -> None:
 
 async def _delivery(settings: Settings, sender: Sender, storage: StorageProvider) -> AtMostOnce:
     if settings.delivery_profile == "at-least-once":
+        from strongroom.nodes.at_least_once import AtLeastOnce  # noqa: PLC0415 - only here needed
+
         return await AtLeastOnce.open(sender, storage, settings)
     return AtMostOnce(sender)
 
