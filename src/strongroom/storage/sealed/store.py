@@ -59,8 +59,12 @@ class SealedStore(RecordStore):
 
     async def read(self, keys: Sequence[str]) -> list[Record | None]:
         moment = self._seen.moment()
-        records = await self._inner.read([self._names.token(key) for key in keys])
-        return [await self._opened(record, moment) for record in records]
+        tokens = [self._names.token(key) for key in keys]
+        records = await self._inner.read(tokens)
+        return [
+            await self._opened(key, token, record, moment)
+            for key, token, record in zip(keys, tokens, records, strict=True)
+        ]
 
     async def scan(
         self,
@@ -123,7 +127,11 @@ class SealedStore(RecordStore):
             moment = self._seen.moment()
             found = await self._inner.changes(after, since=since, limit=limit)
             changes = [
-                RecordChange(key, change.revision, await self._opened(change.record, moment))
+                RecordChange(
+                    key,
+                    change.revision,
+                    await self._opened(key, change.key, change.record, moment),
+                )
                 for change in found.changes
                 if (key := self._names.key(change.key)).startswith(prefix)
             ]
@@ -136,18 +144,21 @@ class SealedStore(RecordStore):
 
     # --- inside ---------------------------------------------------------------------------------
 
-    async def _opened(self, record: Record | None, moment: int) -> Record | None:
-        found = await self._open(record, moment) if record else None
+    async def _opened(
+        self, key: str, token: str, record: Record | None, moment: int
+    ) -> Record | None:
+        found = await self._open(key, token, record, moment) if record else None
         return found[0] if found else None
 
-    async def _open(self, record: Record, moment: int) -> tuple[Record, State] | None:
+    async def _open(
+        self, key: str, token: str, record: Record, moment: int
+    ) -> tuple[Record, State] | None:
         """A record of the engine in clear; None if it has expired, whatever the engine says."""
-        key = self._names.key(record.key)
         try:
-            opened, state = self._values.open(key, record)
+            opened, state = self._values.open(key, token, record)
         except ForeignStore:
             await self._keystore.read()  # another process may have made a new data key
-            opened, state = self._values.open(key, record)
+            opened, state = self._values.open(key, token, record)
         if opened.expires is not None and opened.expires <= self._clock():
             return None
         self._seen.check(key, state, moment)
@@ -159,7 +170,10 @@ class SealedStore(RecordStore):
         """All records as of one moment."""
         moment = self._seen.moment()
         page = await self._inner.scan(limit=None, max_bytes=None)
-        found = [await self._opened(record, moment) for record in page.records]
+        found = [
+            await self._opened(self._names.key(record.key), record.key, record, moment)
+            for record in page.records
+        ]
         chosen = [
             record if values else _without_value(record)
             for record in found
@@ -233,9 +247,10 @@ class SealedStore(RecordStore):
                 unsure.append(write)
         if unsure:
             moment = self._seen.moment()
-            rows = await self._inner.read([self._names.token(write.key) for write in unsure])
-            for write, row in zip(unsure, rows, strict=True):
-                found = await self._open(row, moment) if row else None
+            tokens = [self._names.token(write.key) for write in unsure]
+            rows = await self._inner.read(tokens)
+            for write, token, row in zip(unsure, tokens, rows, strict=True):
+                found = await self._open(write.key, token, row, moment) if row else None
                 revision = row.revision if row and found else 0
                 if write.expect not in {None, revision}:
                     raise RevisionConflict(write.key, expected=write.expect or 0, found=revision)

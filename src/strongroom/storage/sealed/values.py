@@ -67,8 +67,8 @@ class Values:
         )
         return header + self._box(key).seal(body + value, self._bound_to + header + token.encode())
 
-    def open(self, key: str, record: Record) -> tuple[Record, State]:
-        """The record `key` as it was before sealing.
+    def open(self, key: str, token: str, record: Record) -> tuple[Record, State]:
+        """The record `key`, for which `token` stands, as it was before sealing.
 
         Raises:
             StoreDamaged: It was changed, or was not stored under this key in this namespace.
@@ -91,7 +91,7 @@ class Values:
         header = sealed[: _HEADER.size]
         try:
             body = self._box(keys[key_id]).open(
-                sealed[_HEADER.size :], self._bound_to + header + record.key.encode()
+                sealed[_HEADER.size :], self._bound_to + header + token.encode()
             )
         except InvalidTag:
             raise self._damaged(key) from None
