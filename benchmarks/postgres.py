@@ -1,4 +1,4 @@
-"""The profile `postgres` beside bare asyncpg, in one run: its pool, and six connections.
+"""The PostgreSQL profiles beside bare asyncpg, in one run: its pool, and six connections.
 
     .venv/bin/python benchmarks/postgres.py
 
@@ -20,6 +20,7 @@ from typing import Any
 import asyncpg
 
 from strongroom import StorageSettings
+from strongroom.keys.master import new_master_key
 from strongroom.storage import RecordStore, Write, open_provider
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -84,26 +85,34 @@ async def main() -> None:
     url = server().url
     pool = await asyncpg.create_pool(url, min_size=CONNECTIONS, max_size=CONNECTIONS)
     connections = [await asyncpg.connect(url) for _ in range(CONNECTIONS)]
-    settings = StorageSettings(profile="postgres", url=url, pool=CONNECTIONS)
-    provider = await open_provider(settings)
+    plain = StorageSettings(profile="postgres", url=url, pool=CONNECTIONS)
+    sealed = StorageSettings(
+        profile="encrypted-postgres",
+        url=url,
+        pool=CONNECTIONS,
+        space="sealed",
+        master_key=new_master_key(),
+    )
+    providers = [await open_provider(settings) for settings in (plain, sealed)]
     await pool.execute("CREATE TABLE IF NOT EXISTS bare (key text PRIMARY KEY, value bytea)")
-    ours = store_calls(await provider.open("benchmark"))
+    ours = [store_calls(await provider.open("benchmark")) for provider in providers]
     kinds = (
         ("set", lambda key: pool.fetchrow(SET, key, VALUE), bare_calls(connections, SET, VALUE)),
         ("get", lambda key: pool.fetchrow(GET, key), bare_calls(connections, GET)),
     )
-    print(f"{'':12}{'pool':>10}{'bare':>10}{'postgres':>10}   ratios")
-    for (name, pooled, bare), own in zip(kinds, ours, strict=True):
+    print(f"{'':12}{'pool':>10}{'bare':>10}{'postgres':>10}{'sealed':>10}   ratios to the pool")
+    for (name, pooled, bare), own in zip(kinds, zip(*ours, strict=True), strict=True):
         for callers in (1, 64, 1024):
             rates = [
-                [await rate(call, callers) for call in (pooled, bare, own)] for _ in range(ROUNDS)
+                [await rate(call, callers) for call in (pooled, bare, *own)] for _ in range(ROUNDS)
             ]
             figures = [median(column) for column in zip(*rates, strict=True)]
-            against = ", ".join(f"{figures[2] / figure:.2f}" for figure in figures[:2])
+            against = ", ".join(f"{figure / figures[0]:.2f}" for figure in figures[1:])
             print(
                 f"{name:4}{callers:6}  " + "".join(f"{f:10,.0f}" for f in figures), f"  {against}"
             )
-    await provider.close()
+    for provider in providers:
+        await provider.close()
     await pool.close()
     for connection in connections:
         await connection.close()

@@ -22,6 +22,7 @@ PUBLIC = ["strongroom"] + [
         "gateway.agent_router",
         "settings",
         "storage",
+        "storage.sealed",
         "testing",
     )
 ]

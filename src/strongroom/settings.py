@@ -85,8 +85,8 @@ class StorageSettings:
 
     profile: str = _variable(
         "FAME_STORAGE_PROFILE",
-        "`memory`, `sqlite`, `encrypted-sqlite`, `postgres`, the name of a package's entry point, "
-        "or `package.module:Class`",
+        "`memory`, `sqlite`, `encrypted-sqlite`, `postgres`, `encrypted-postgres`, the name of a "
+        "package's entry point, or `package.module:Class`",
         "memory",
     )
     directory: Path | None = _variable(

@@ -31,6 +31,7 @@ BUILT_IN: dict[str, str] = {
     "sqlite": "strongroom.storage.sqlite.provider:SqliteProvider",
     "encrypted-sqlite": "strongroom.storage.sqlite.provider:EncryptedSqliteProvider",
     "postgres": "strongroom.storage.postgres.provider:PostgresProvider",
+    "encrypted-postgres": "strongroom.storage.sealed.postgres:EncryptedPostgresProvider",
 }
 
 _log = logging.getLogger(__name__)

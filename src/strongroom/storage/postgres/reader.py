@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from strongroom.background import BackgroundTasks
-from strongroom.errors import StorageError
 from strongroom.storage.postgres.connections import Connections
 from strongroom.storage.records import Clock, Record
 
@@ -56,11 +55,11 @@ class Reader:
 
     async def _read_together(self, waiting: list[_Waiting]) -> None:
         self._under_way += 1
-        error: StorageError | None = None
+        error: Exception | None = None
         found: dict[str, Record] = {}
         try:
             found = await self._fetch(list({key for keys, _ in waiting for key in keys}))
-        except StorageError as failure:
+        except Exception as failure:  # noqa: BLE001  # whatever it is, the callers wait for it
             error = failure
         finally:
             self._under_way -= 1

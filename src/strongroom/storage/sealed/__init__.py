@@ -1,0 +1,3 @@
+"""The sealed layer: a provider over another one, which then sees neither names nor values."""
+
+from strongroom.storage.sealed.provider import sealed as sealed
