@@ -341,6 +341,7 @@ class Node:
             MessageTooLarge: It does not fit into a message of the link.
             NoRoute: Nothing is bound there, and there is no sentinel that might know it.
         """
+        self._running.outgoing.check_loop()
         return await self._running.delivery.send_message(self.new_message(address, message))
 
     def new_message(self, address: str, message: Any) -> Envelope:
