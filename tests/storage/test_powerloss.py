@@ -128,6 +128,7 @@ async def work(disk: Disk, directory: Path, profile: str) -> None:
     await teller.drop(provider, "other", ["b"])
     other = await provider.get_kv_store(Note, "other")
     await teller.put(other, {"c": "anew"})
+    await (await provider.open("notes")).compact()
     await teller.put_together(provider, {("notes", "a"): "joint", ("other", "c"): "joint"})
     await asyncio.gather(
         teller.put_together(provider, {("notes", "b"): "x" * 9000, ("other", "b"): "x" * 9000}),

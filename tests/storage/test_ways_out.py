@@ -7,10 +7,11 @@ speaks of, runs the command that it names, and looks at what is there afterwards
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from strongroom.errors import (
 from strongroom.storage.provider import NODE_META
 from strongroom.storage.records import Write
 from support.files import flip
-from support.notes import KEY, KEYSTORE, META, NOTES, contents, fill, provider_of
+from support.notes import KEY, KEYSTORE, META, NOTES, Note, contents, fill, provider_of
 
 OTHER, THIRD = (NOTES.replace("notes", name) for name in ("other", "third"))
 OLD, NEW = ["a"], ["a", "b", "c"]
@@ -245,6 +246,98 @@ def test_a_log_that_was_lost_after_a_kill_is_accepted(place: Place) -> None:
     (place.data / f"{NOTES}-wal").unlink()
     place.obey(refused_in_some_way(place), "accept")
     place.holds(NEW)
+
+
+def test_what_is_sound_of_a_damaged_file_is_exported_and_imported(
+    place: Place, tmp_path: Path
+) -> None:
+    async def many() -> None:
+        async with provider_of(place.data) as provider:
+            notes = await provider.get_kv_store(Note, "many")
+            await notes.set_many({f"{n:04}": Note(text="x" * 300) for n in range(2000)})
+
+    asyncio.run(many())
+    path = place.data / NOTES.replace("notes", "many")
+    out = tmp_path / "sound.jsonl"
+    flip(place.data / NOTES, 30)  # another store is damaged too
+    said = run(place.data, "store", "export", "many", "--sound", "--out", str(out))
+    assert len(out.read_text().splitlines()) == 2000, said
+    out.unlink()
+    flip(path, path.stat().st_size // 2)
+    environment = {"FAME_STORAGE_MASTER_KEY": KEY, "FAME_STORAGE_PROFILE": "encrypted-sqlite"}
+    arguments = ["store", "export", "many", "--sound", "--out", str(out), "--directory"]
+    done = CliRunner().invoke(app, [*arguments, str(place.data)], env=environment)
+    assert type(done.exception) is StoreDamaged
+    assert "Not all was read" in str(done.exception)
+    lines = out.read_text().splitlines()
+    keys = {json.loads(line)["key"] for line in lines}
+    assert len(keys) == len(lines)
+    assert 1900 < len(keys) < 2000
+    assert {"0000", "1999"} <= keys
+    asyncio.run(fill(tmp_path / "new"))
+    run(tmp_path / "new", "store", "import", "many", str(out))
+    assert set(asyncio.run(contents(tmp_path / "new", "many"))) == keys
+
+
+def test_the_state_of_an_agent_can_be_exported_and_imported(place: Place, tmp_path: Path) -> None:
+    async def state(directory: Path) -> Note | None:
+        async with provider_of(directory) as provider:
+            store = await provider.own_store(Note, "__agent_counter")
+            await store.create("first", Note(text="of this node"))
+            return await store.get("state")
+
+    async def make() -> None:
+        async with provider_of(place.data) as provider:
+            await (await provider.own_store(Note, "__agent_counter")).set("state", Note(text="x"))
+
+    asyncio.run(make())
+    out = tmp_path / "state.jsonl"
+    run(place.data, "store", "export", "__agent_counter", "--out", str(out))
+    asyncio.run(fill(tmp_path / "new"))
+    run(tmp_path / "new", "store", "import", "__agent_counter", str(out))
+    assert asyncio.run(state(tmp_path / "new")) == Note(text="x")
+
+
+# --- space ------------------------------------------------------------------------------------
+
+
+def test_compacting_gives_space_back_and_changes_nothing_else(place: Place) -> None:
+    async def grow() -> None:
+        async with provider_of(place.data) as provider:
+            notes = await provider.get_kv_store(Note, "notes")
+            await notes.set_many({f"{n:04}": Note(text="x" * 3000) for n in range(500)})
+            await notes.delete_many([f"{n:04}" for n in range(500)])
+
+    asyncio.run(grow())
+    before = (place.data / NOTES).stat().st_size
+    said = json.loads(run(place.data, "store", "compact", "notes", "--json"))
+    assert said["before"] == before > 10 * said["bytes"]
+    assert said["bytes"] == (place.data / NOTES).stat().st_size
+    assert "other: " in run(place.data, "store", "compact")
+    place.holds(NEW)
+
+
+async def test_a_store_in_use_can_be_compacted(tmp_path: Path) -> None:
+    async with provider_of(tmp_path) as provider:
+        notes = await provider.get_kv_store(Note, "notes")
+        await notes.set_many({f"{n:04}": Note(text="x" * 3000) for n in range(500)})
+        await notes.delete_many([f"{n:04}" for n in range(490)])
+        cursor = [each async for each in notes.scan()][-1].revision
+        compacting = asyncio.create_task((await provider.open("notes")).compact())
+        await asyncio.gather(*(notes.set(f"new {n}", Note(text="x")) for n in range(100)))
+        await compacting
+        assert await notes.count() == 110
+        changes = [change.key async for change in _until(notes.watch(after=cursor), "new 99")]
+        assert "new 99" in changes
+        assert (tmp_path / NOTES).stat().st_size < 200_000
+    assert len(await contents(tmp_path)) == 110
+
+
+async def _until(changes: Any, key: str) -> AsyncIterator[Any]:
+    async for change in changes:
+        yield change
+        if change.key == key:
+            return
 
 
 # --- the node's own ---------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from strongroom.admin.command import EPOCH, Administered, Command, Progress, utc
 from strongroom.errors import InvalidNamespace, KeyMissing, NotSupported
 from strongroom.storage import opaque
 from strongroom.storage.encoding import join, split
-from strongroom.storage.provider import StorageProvider
+from strongroom.storage.provider import OWN_PREFIX, SHARED_PREFIX, StorageProvider
 from strongroom.storage.records import (
     PAGE_RECORDS,
     Feature,
@@ -213,9 +213,17 @@ async def export(node: Administered, *, namespace: str) -> AsyncGenerator[Any, N
     provider = await node.provider()
     if isinstance(provider, SqliteProvider):
         await provider.note("exported", namespace)
-    done, total = 0, await store.count()
+    async for item in exported(_snapshot(store), namespace, await store.count()):
+        yield item
+
+
+async def exported(
+    pages: AsyncGenerator[Sequence[Record], None], namespace: str, total: int
+) -> AsyncGenerator[Any, None]:
+    """The lines of an export of some pages of records, and its progress."""
+    done = 0
     last: ExportedRecord | None = None
-    async with contextlib.aclosing(_snapshot(store)) as pages:
+    async with contextlib.aclosing(pages):
         async for page in pages:
             for record in page:
                 if last is not None:
@@ -253,6 +261,25 @@ async def import_(
 
 
 @Command
+async def compact(node: Administered, *, namespaces: list[str]) -> AsyncGenerator[Any, None]:
+    """Rewrite files without the space that deleted records have left; all if none is named."""
+    provider = await node.provider(writing=True)
+    if not isinstance(provider, SqliteProvider):
+        raise NotSupported(
+            f"The profile {provider.settings.profile} keeps no files.",
+            remedy="FAME_STORAGE_PROFILE=encrypted-sqlite, or sqlite",
+        )
+    chosen = namespaces or await provider.namespaces()
+    for done, namespace in enumerate(chosen):
+        yield Progress(namespace, done, len(chosen))
+        store = await _existing(node, namespace)
+        before = _file(provider, namespace)["bytes"]
+        assert isinstance(store, SqliteStore)
+        await store.compact()
+        yield {"namespace": namespace, "before": before, **_file(provider, namespace)}
+
+
+@Command
 async def drop(node: Administered, *, namespace: str) -> AsyncGenerator[Any, None]:
     """Delete a namespace."""
     await _existing(node, namespace)
@@ -270,7 +297,7 @@ async def _existing(node: Administered, namespace: str) -> RecordStore:
 
 
 async def _writable(node: Administered, namespace: str) -> RecordStore:
-    if namespace.startswith("__"):
+    if namespace.startswith(OWN_PREFIX) and not namespace.startswith(SHARED_PREFIX):
         raise InvalidNamespace(
             f"{namespace} is the node's own, and cannot be written by hand.",
             remedy="strongroom store ls, which lists the others",

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
+from strongroom.admin.command import Progress
 from strongroom.admin.health import ENCRYPTS
+from strongroom.admin.records import exported
 from strongroom.admin.socket import checked_directory
 from strongroom.cli.output import Directory, Json, Namespace, say, standard_input, storage_settings
-from strongroom.errors import NotSupported
+from strongroom.errors import NotSupported, StorageError
 from strongroom.printable import printable
 from strongroom.settings import StorageSettings
+from strongroom.storage.records import Record
 from strongroom.storage.sqlite.recovery import Found, recovering
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
@@ -46,6 +52,33 @@ def forget(
     strongroom store forget notes
     """
     asyncio.run(_forget(directory, namespace, yes=yes, as_json=as_json))
+
+
+async def sound_items(
+    directory: Path | None, namespace: str, damage: list[StorageError]
+) -> AsyncGenerator[Any, None]:
+    """The lines of an export of what can be read; what cannot is added to `damage` at the end."""
+    settings = _settings(directory)
+    async with recovering(settings, encrypts=ENCRYPTS[settings.profile]) as recovery:
+        found = await recovery.look(namespace)
+
+        async def pages() -> AsyncGenerator[Sequence[Record], None]:
+            count = 0
+            try:
+                async with aclosing(recovery.sound_records(found)) as read:
+                    async for page in read:
+                        count += len(page)
+                        yield page
+            except StorageError as error:
+                if not count:
+                    raise
+                error.what = f"{error.what.removesuffix(' Nothing was written.')} Not all was read."
+                damage.append(error)
+
+        async with aclosing(exported(pages(), namespace, 0)) as lines:
+            async for line in lines:
+                if not isinstance(line, Progress):
+                    yield msgspec.json.encode(line)
 
 
 async def _accept(directory: Path | None, namespace: str, *, yes: bool, as_json: bool) -> None:

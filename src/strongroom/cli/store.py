@@ -33,7 +33,7 @@ from strongroom.cli.output import (
     storage_settings,
     terminal,
 )
-from strongroom.errors import ImportInvalid, InvalidKey
+from strongroom.errors import ImportInvalid, InvalidKey, StorageError
 from strongroom.nodes.identity import NodeStores
 from strongroom.printable import printable
 from strongroom.settings import StorageSettings
@@ -207,22 +207,34 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="Write to this new file [default: standard output].")
     ] = None,
+    sound: Annotated[
+        bool,
+        typer.Option("--sound", help="Of a damaged file at rest: write what can still be read."),
+    ] = False,
     directory: Directory = None,
 ) -> None:
     """Write all records of one moment, unencrypted, as one JSON object on each line.
+
+    With --sound, other files of the directory may be damaged too; the exit status says whether
+    records are missing.
 
     \b
     strongroom store export notes --out notes.jsonl
     strongroom store export notes | gpg -c > notes.jsonl.gpg
     """
+    damage: list[StorageError] = []
     items = request(directory, records.export, namespace=namespace)
+    if sound:
+        items = recovery.sound_items(directory, namespace, damage)
     if out is None:
         asyncio.run(show(items, as_json=True))
-        return
-    with new_file(out) as file:
-        count = asyncio.run(show(items, as_json=True, file=file))
-    said = f"Wrote {count} records to {out}, unencrypted."
-    print(printable(said), file=sys.stderr)
+    else:
+        with new_file(out) as file:
+            count = asyncio.run(show(items, as_json=True, file=file))
+        said = f"Wrote {count} records to {out}, unencrypted."
+        print(printable(said), file=sys.stderr)
+    if damage:
+        raise damage[0]
 
 
 @app.command(name="import")
@@ -253,6 +265,28 @@ def import_(
     found = {"lines": count, "stored": stored, "replaced": replaced}
     text = f"Stored {{stored}} records in {namespace}; {{replaced}} of them replaced others."
     say(found, text, as_json=as_json)
+
+
+@app.command()
+def compact(
+    namespaces: Annotated[
+        list[str] | None, typer.Argument(help="The namespaces [default: all].")
+    ] = None,
+    directory: Directory = None,
+    as_json: Json = False,
+) -> None:
+    """Make files smaller, by the space that deleted records have left.
+
+    A node may use the directory meanwhile; the writes of a namespace wait while its file is
+    rewritten. That needs as much free space on the disk as the file has.
+
+    \b
+    strongroom store compact
+    strongroom store compact notes --json
+    """
+    items = request(directory, records.compact, namespaces=namespaces or [])
+    text = "{namespace}: {before:,} bytes, now {bytes:,}".format_map
+    asyncio.run(show(items, as_json=as_json, text=text))
 
 
 @app.command()

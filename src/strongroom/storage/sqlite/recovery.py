@@ -5,11 +5,12 @@ A directory has to be at rest. Everything that is sound in it stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import apsw
 import msgspec
 
 from strongroom.disk import database
@@ -27,7 +28,7 @@ from strongroom.keys.derive import FileKey
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META
-from strongroom.storage.records import Write, system_clock
+from strongroom.storage.records import PAGE_RECORDS, Page, Record, Write, system_clock
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, StoreFiles, Watermark
 from strongroom.storage.sqlite.store import SqliteStore
@@ -139,6 +140,40 @@ class Recovery:
                 with suppress(StorageError):
                     marks.append(_mark(namespace, self._head(found)))
         return marks
+
+    # --- what is sound ------------------------------------------------------------------------
+
+    async def sound_records(self, found: Found) -> AsyncGenerator[Sequence[Record], None]:
+        """The records of a damaged file that can be read, from both ends up to the damage.
+
+        Raises:
+            StoreDamaged: At the end, if there is any; or nothing can be read at all.
+        """
+        connection = await self._threads.run(database.open_existing, found.path, self._key(found))
+        damage: StorageError | None = None
+        newest_key: str | None = None
+        with closing(connection):
+            for reverse in (False, True):
+                after, more = None, True
+                while more:
+                    try:
+                        page = await self._threads.run(
+                            _one_page, connection, found, after=after, reverse=reverse
+                        )
+                    except StorageError as error:
+                        damage, more = error, False
+                        continue
+                    records = page.records
+                    if reverse:
+                        records = [each for each in records if each.key > (newest_key or "")]
+                    yield records
+                    after = page.records[-1].key if page.records else None
+                    more = page.more and bool(records)
+                    newest_key = newest_key if reverse else after or newest_key
+                if damage is None:
+                    return
+        if damage is not None:
+            raise damage
 
     # --- a file is given up -------------------------------------------------------------------
 
@@ -254,6 +289,24 @@ class Recovery:
             yield store
         finally:
             await store.close()
+
+
+def _one_page(
+    connection: apsw.Connection, found: Found, *, after: str | None, reverse: bool
+) -> Page:
+    """One page of records; a single one where more cannot be read together."""
+    try:
+        for limit in (PAGE_RECORDS, 1):
+            try:
+                return tables.scan(
+                    connection, "", now=system_clock(), after=after, limit=limit, reverse=reverse
+                )
+            except apsw.Error:
+                if limit == 1:
+                    raise
+    except apsw.Error as error:
+        raise database.explain(error, found.path, found.namespace) from error
+    raise AssertionError
 
 
 def _mark(namespace: str, head: tables.StoreHead) -> Write:

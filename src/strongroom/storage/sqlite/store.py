@@ -198,6 +198,16 @@ class SqliteStore(RecordStore):
             self.is_marked = False
             raise
 
+    async def compact(self) -> None:
+        """Give back the space that deleted records have left."""
+        connections = self.connections
+        writer = await connections.open()
+        connections.calls += 1
+        try:
+            await writer.compact()
+        finally:
+            connections.calls -= 1
+
     async def examine(self) -> None:
         """Read the whole file, while it is in use. If it is damaged, it is not used any longer."""
         connections = self.connections

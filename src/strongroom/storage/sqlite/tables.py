@@ -106,6 +106,11 @@ def mark(connection: apsw.Connection, stamp: bytes, known: bytes, now: int) -> i
     return revision
 
 
+def compact(connection: apsw.Connection) -> None:
+    """Write all records anew, without the pages that are free. It is one transaction."""
+    connection.execute("VACUUM").fetchall()
+
+
 def unreachable(connection: apsw.Connection, after: int) -> int:
     """How many entries of the index of revisions, after a revision, do not match their record.
 

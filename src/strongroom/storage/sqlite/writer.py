@@ -180,6 +180,11 @@ class Writer:
         self._queue.put(lambda: self._perform(task, future))
         return await finish(future)
 
+    async def compact(self) -> None:
+        """Rewrite the file without its free pages, and move that out of the log."""
+        await self.run(tables.compact)
+        await self.run(lambda _: self._checkpoint())
+
     def sweep(self, now: int) -> asyncio.Future[list[int]]:
         """Turn some records that have expired by `now` into deletions, as one more batch."""
         future: asyncio.Future[list[int]] = self._loop.create_future()
