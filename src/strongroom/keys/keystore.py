@@ -161,6 +161,7 @@ class Keystore:
         self._medium = medium
         self._master = master
         self._contents = contents
+        self._folded = {name.lower(): name for name in contents.entries}
         self._changing = asyncio.Lock()
 
     # --- what it knows ------------------------------------------------------------------------
@@ -209,6 +210,11 @@ class Keystore:
     def meta_revision(self) -> int:
         """A revision that `__node_meta` has had."""
         return self._contents.meta_revision
+
+    def named_like(self, namespace: str) -> list[str]:
+        """The namespace whose name is the same but for upper and lower case, if there is one."""
+        known = self._folded.get(namespace.lower())
+        return [] if known is None else [known]
 
     def namespace_of(self, file_id: bytes) -> str | None:
         """The namespace whose file has or had this id; None if the id is unknown."""
@@ -367,6 +373,11 @@ class Keystore:
             await self._medium.replace(contents, master)
             self._master = master
         self._contents.apply(change)
+        for name, keys in change.entries.items():
+            if keys is None:
+                self._folded.pop(name.lower(), None)
+            else:
+                self._folded[name.lower()] = name
 
     def _changed(self, namespace: str, **changes: Any) -> NamespaceKeys:
         return msgspec.structs.replace(self.entries[namespace], **changes)

@@ -225,7 +225,8 @@ class SqliteProvider(StorageProvider):
     async def _open(self, namespace: str) -> SqliteStore:
         entry = self.files.keystore.entries.get(namespace)
         if entry is None:
-            namespace = check_namespace(namespace, self.files.keystore.entries)
+            namespace = check_namespace(namespace)
+            check_namespace(namespace, self.files.keystore.named_like(namespace))
             if namespace.lower() == KEYSTORE:
                 raise InvalidNamespace(f"{namespace} is the name of the keystore.")
             if namespace in self.files.watermarks:  # a kill interrupted its drop
@@ -353,6 +354,8 @@ class SqliteProvider(StorageProvider):
         for number in itertools.count(1):
             await asyncio.sleep(TICK_SECONDS)
             for namespace, store in list(self._stores.items()):
+                if store.connections.writer is None and store.is_marked:
+                    continue  # nothing to do, for most of thousands
                 try:
                     await store.sweep(self.clock())
                     connections = store.connections
