@@ -15,7 +15,7 @@ LONGEST_FUNCTION = 50
 # Lower these when the counts have fallen. Only a feature is a reason to raise the lines.
 MOST_CALLABLES = 8
 MOST_LATE_ATTRIBUTES = 0
-MOST_LINES = 29_500
+MOST_LINES = 29_700
 
 NO_WIRING = {"Clock", "Upgrade", "Make"}
 """Functions that a constructor may well be given: a source of time, and a user's own."""
