@@ -193,6 +193,15 @@ async def test_an_older_copy_of_a_store_is_recognised(data: Path) -> None:
     await assert_refused(data, StoreRolledBack, NOTES)
 
 
+async def test_a_copy_of_a_store_from_before_a_touch_is_recognised(data: Path) -> None:
+    old = (data / NOTES).read_bytes()
+    async with provider_of(data) as provider:
+        notes = await provider.get_kv_store(Note, "notes")
+        assert await notes.touch("one", ttl=60)
+    (data / NOTES).write_bytes(old)
+    await assert_refused(data, StoreRolledBack, NOTES)
+
+
 async def test_a_diverged_copy_of_a_store_is_recognised(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(data, other)

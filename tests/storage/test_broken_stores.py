@@ -279,6 +279,45 @@ class KeepsTheFirstExpiry(MemoryStore):
         return await super().apply(kept, checks=checks)
 
 
+@fails("a touch moves the expiry and nothing else")
+class StoresAgainWhenItTouches(MemoryStore):
+    async def touch(self, key, expires) -> bool:
+        [record] = await self.read([key])
+        return bool(record and await self.apply([Write(key, record.value, expires)]))
+
+
+@fails("a touch moves the expiry and nothing else")
+class ForgetsTheNewExpiry(MemoryStore):
+    async def touch(self, key, expires) -> bool:
+        return key in self._records
+
+
+@fails("a touch brings nothing back")
+class TouchesWhatHasExpired(MemoryStore):
+    async def touch(self, key, expires) -> bool:
+        clock, self._clock = self._clock, lambda: 0
+        try:
+            return await super().touch(key, expires)
+        finally:
+            self._clock = clock
+
+
+@fails("a write after a touch continues the record")
+class BeginsANewRecordAfterATouch(MemoryStore):
+    async def touch(self, key, expires) -> bool:
+        is_there = await super().touch(key, expires)
+        if record := self._records.get(key):
+            self._records[key] = Record(key, record.value, record.revision, 0, 0, expires)
+        return is_there
+
+
+@fails("a touch is no change and its expiry is one")
+class TellsWatchersOfATouch(MemoryStore):
+    async def touch(self, key, expires) -> bool:
+        [record] = await self.read([key])
+        return bool(record and await self.apply([Write(key, record.value, expires)]))
+
+
 @fails("expired records do not count in pages")
 class FiltersAfterTheLimit(MemoryStore):
     def _expire(self) -> int:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from strongroom.settings import StorageSettings
-from strongroom.storage import StorageProvider, Write
+from strongroom.storage import Feature, StorageProvider, Write
 from strongroom.storage.sqlite.store import SqliteStore
 from strongroom.testing import ManualClock
 from strongroom.testing.trial import Make
@@ -27,6 +27,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("set"), KEYS, st.none() | SECONDS),
         st.tuples(st.just("delete"), KEYS),
+        st.tuples(st.just("touch"), KEYS, st.none() | SECONDS),
         st.tuples(st.just("modify"), KEYS),
         st.tuples(st.just("watch")),
         st.tuples(st.just("move"), SECONDS),
@@ -65,6 +66,11 @@ class Sequence:
         now = self._clock.now
         for self._clock.now in (now - 100_000_000, now):
             assert await self._items.get(key) is None, "it was deleted, whatever the time is"
+
+    async def touch(self, key: str, ttl: float | None) -> None:
+        if Feature.TOUCH in self._store.features:
+            was_there = await self._items.get(key) is not None
+            assert await self._items.touch(key, ttl) == was_there
 
     async def modify(self, key: str) -> None:
         await self._items.modify(key, lambda item: Item(n=item.n + 1), default=Item())

@@ -159,6 +159,22 @@ class MemoryStore(RecordStore):
         self._wake()
         return revisions
 
+    async def touch(self, key: str, expires: int | None) -> bool:
+        await asyncio.sleep(0)  # like a real store, let other tasks run first
+        self._expire()
+        old = self._records.get(key)
+        if old is None:
+            return False
+        record = Record(key, old.value, old.revision, old.created, old.updated, expires)
+        self._records[key] = record
+        self._log[old.revision] = RecordChange(key, old.revision, record)
+        if old.expires is not None:
+            self._expiring.remove((old.expires, key))
+        if expires is not None:
+            self._expiring.add((expires, key))
+        self._wake()  # those who wait until the next expiry
+        return True
+
     async def changes(
         self,
         after: int | None,

@@ -72,6 +72,8 @@ class Feature(enum.Enum):
     order is the engine's, and `after` means after a key in that order."""
     TTL = "ttl"
     """Records expire."""
+    TOUCH = "touch"
+    """`touch` moves the expiry of a record, without a new revision. It needs TTL too."""
     WATCH = "watch"
     """`changes` waits for the next change and misses none."""
     TOGETHER = "together"
@@ -193,6 +195,25 @@ class RecordStore(ABC):
         Raises:
             RevisionConflict: A condition does not hold; nothing was stored.
         """
+
+    async def touch(
+        self,
+        key: str,  # noqa: ARG002  # for those that override it
+        expires: int | None,  # noqa: ARG002
+    ) -> bool:
+        """Move the expiry of a record, and return when that is durable. It is no change.
+
+        The record keeps its value, its times and its revision. A store that declares TOUCH
+        overrides this.
+
+        Args:
+            key: The record's key.
+            expires: When it expires, in microseconds; None: never.
+
+        Returns:
+            Whether there is such a record.
+        """
+        raise NotSupported(f"{type(self).__name__} does not declare TOUCH.")
 
     @abstractmethod
     async def changes(

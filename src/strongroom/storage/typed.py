@@ -145,8 +145,13 @@ class KeyValueStore(Generic[V]):
 
     # --- one record ---------------------------------------------------------------------------
 
-    async def get(self, key: str) -> V | None:
-        """The value of `key`, a new object each time; None if there is none."""
+    async def get(self, key: str, *, touch: float | timedelta | None = None) -> V | None:
+        """The value of `key`, a new object each time; None if there is none.
+
+        With `touch` the record expires after that time from now, as after `touch()`.
+        """
+        if touch is not None and not await self.touch(key, touch):
+            return None
         key = check_key(key)
         [record] = await self._records.read((key,))
         return None if record is None else self._encoding.decode(record)
@@ -189,6 +194,25 @@ class KeyValueStore(Generic[V]):
             return await self.set(key, value, ttl=ttl, if_revision=0)
         except RevisionConflict as conflict:
             raise KeyExists(key, expected=0, found=conflict.found) from None
+
+    async def touch(self, key: str, ttl: float | timedelta | None) -> bool:
+        """Move the expiry of a record, which keeps its value, times and revision.
+
+        >>> await sessions.touch("ab12", ttl=1800)
+        True
+
+        Watchers see nothing of it.
+
+        Args:
+            key: The record's key.
+            ttl: Seconds from now until the record expires. None: it never expires.
+
+        Returns:
+            Whether there is such a record, when its new expiry is durable.
+        """
+        check_feature(self._records, Feature.TOUCH, "touch")
+        expires = expires_at(self._records, ttl, self._clock)
+        return await self._records.touch(check_key(key), expires)
 
     async def update(self, key: str, value: V) -> int:
         """Replace the value of an existing record, which keeps its expiry. Raises KeyMissing."""

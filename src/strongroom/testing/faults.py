@@ -69,6 +69,10 @@ class FaultyStore(RecordStore):
         await self._before("apply")
         return self._after("apply", await self._store.apply(writes, checks=checks))
 
+    async def touch(self, key: str, expires: int | None) -> bool:
+        await self._before("touch")
+        return self._after("touch", await self._store.touch(key, expires))
+
     async def changes(self, after: int | None, **options: Any) -> Changes:
         await self._before("changes")
         return self._after("changes", await self._store.changes(after, **options))

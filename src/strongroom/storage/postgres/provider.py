@@ -79,7 +79,7 @@ class PostgresProvider(StorageProvider):
         self._connections = Connections(settings)
         self._hints = Hints(self._connections, settings.space)
         self._stores: dict[str, PostgresStore] = {}
-        self._features = frozenset(Feature) - {Feature.TOGETHER}
+        self._features = frozenset(Feature) - {Feature.TOGETHER, Feature.TOUCH}
         self._identity: Identity | None = None
         self._opening = asyncio.Lock()
         self._claiming = asyncio.Lock()

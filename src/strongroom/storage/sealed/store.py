@@ -39,7 +39,7 @@ class SealedStore(RecordStore):
     def __init__(
         self, inner: RecordStore, keystore: Keystore, namespace: str, owner: str, clock: Clock
     ) -> None:
-        self.features = inner.features - {Feature.TOGETHER} | {Feature.ORDERED}
+        self.features = inner.features - {Feature.TOGETHER, Feature.TOUCH} | {Feature.ORDERED}
         self._inner = inner
         self._namespace = namespace
         self._keystore = keystore

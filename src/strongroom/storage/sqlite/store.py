@@ -133,6 +133,17 @@ class SqliteStore(RecordStore):
         connections.calls += 1  # until `on_commit`
         return await submitted
 
+    async def touch(self, key: str, expires: int | None) -> bool:
+        loop = asyncio.get_running_loop()
+
+        def change(connection: apsw.Connection) -> bool:
+            is_there = tables.touch(connection, key, expires, self._clock())
+            loop.call_soon_threadsafe(self._on_touch, key)  # before later commits are reported
+            return is_there
+
+        self.connections.was_used = True
+        return await self.connections.run_on_writer(change)
+
     async def changes(
         self,
         after: int | None,
@@ -264,6 +275,10 @@ class SqliteStore(RecordStore):
         if writer is not None and writer.broken:
             self._cache.clear()
         self._wake_watchers()
+
+    def _on_touch(self, key: str) -> None:
+        self.is_marked = False
+        self._cache.drop(key)
 
     def on_disconnect(self) -> None:
         self._cache.clear()

@@ -301,6 +301,15 @@ ON CONFLICT (key) DO UPDATE SET
     updated = excluded.updated, expires = excluded.expires, value = excluded.value"""
 
 
+def touch(connection: apsw.Connection, key: str, expires: int | None, now: int) -> bool:
+    """Move the expiry of a record. Returns whether it exists."""
+    connection.execute(
+        f"UPDATE record SET expires = :expires WHERE key = :key AND {_ALIVE}",
+        {"key": key, "expires": expires, "now": now},
+    )
+    return connection.changes() > 0
+
+
 def delete(connection: apsw.Connection, key: str, revision: int, now: int) -> bool:
     """Delete a record, expired or not, and remember its deletion. Returns whether it existed."""
     connection.execute("DELETE FROM record WHERE key = ?", (key,))

@@ -384,6 +384,62 @@ async def a_later_write_decides_the_expiry_again(trial: Trial) -> None:
     same(await get(store, "past"), None, "a record that has expired when it is written")
 
 
+@case(Feature.TOUCH, Feature.TTL)
+async def a_touch_moves_the_expiry_and_nothing_else(trial: Trial) -> None:
+    store = await trial.store(never=b"1")
+    soon, later = trial.clock() + 10, trial.clock() + 100
+    for key in ("later", "sooner", "stays", "goes"):
+        await store.apply([Write(key, b"1", expires=later if key == "sooner" else soon)])
+    before = {record.key: record for record in (await store.scan()).records}
+    moved = {"later": later, "sooner": soon, "stays": None, "never": later}
+    trial.clock.advance(0.000001)
+    for key, expires in moved.items():
+        await store.read([key])  # into a cache, if there is one
+        same(await store.touch(key, expires), True, "touching a record")
+        old = before[key]
+        expected = Record(key, old.value, old.revision, old.created, old.updated, expires)
+        same(await present(store, key), expected, "the record after the touch")
+    trial.clock.now = soon
+    same(sorted(await everything(store)), ["later", "never", "stays"], "after the first expiry")
+    trial.clock.now = later
+    same(await everything(store), {"stays": b"1"}, "after the second expiry")
+
+
+@case(Feature.TOUCH, Feature.TTL)
+async def a_touch_brings_nothing_back(trial: Trial) -> None:
+    store = await trial.store(deleted=b"1")
+    soon = trial.clock() + 1
+    await store.apply([Write("goes", b"1", expires=soon), Write("deleted", None)])
+    trial.clock.now = soon
+    for key in ("goes", "deleted", "absent"):
+        same(await store.touch(key, None), False, "touching what is not there")
+        same(await get(store, key), None, "and reading it")
+    same(await store.count(), 0, "the count")
+
+
+@case(Feature.TOUCH, Feature.TTL)
+async def a_write_after_a_touch_continues_the_record(trial: Trial) -> None:
+    store = await trial.store()
+    soon = trial.clock() + 10
+    [revision] = await store.apply([Write("key", b"1", expires=soon)])
+    created = (await present(store, "key")).created
+    await store.touch("key", None)
+    trial.clock.now = soon
+    [newer] = await store.apply([Write("key", b"2", expect=revision)])
+    record = await present(store, "key")
+    same(record, Record("key", b"2", newer, created, trial.clock()), "written after the touch")
+
+
+@case(Feature.TOUCH, Feature.TTL, Feature.DURABLE)
+async def a_touch_is_there_after_a_restart(trial: Trial) -> None:
+    name = trial.name()
+    store = await trial.provider.open(name)
+    await store.apply([Write("key", b"1", expires=trial.clock() + 10)])
+    await store.touch("key", trial.clock() + 100)
+    store = await trial.reopen(name)
+    same((await present(store, "key")).expires, trial.clock() + 100, "the expiry")
+
+
 @case(Feature.TTL)
 async def expired_records_do_not_count_in_pages(trial: Trial) -> None:
     store = await trial.store()

@@ -286,6 +286,24 @@ async def update_and_modify_keep_the_expiry_and_set_does_not(trial: Trial) -> No
     same(await items.list(), {"set": Item(n=2)}, "after 10 seconds")
 
 
+@case(Feature.TTL, Feature.TOUCH)
+async def touch_moves_the_expiry_alone_or_before_a_get(trial: Trial) -> None:
+    items = await _items(trial, never=0)
+    for key in ("touched", "got", "goes"):
+        await items.set(key, Item(n=1), ttl=10)
+    trial.clock.advance(9)
+    same(await items.touch("touched", timedelta(seconds=20)), True, "touching a record")
+    same(await items.get("got", touch=5), Item(n=1), "getting and touching it")
+    same(await items.touch("never", 5), True, "touching one that never expired")
+    trial.clock.advance(1)
+    same(sorted(await items.list()), ["got", "never", "touched"], "after 10 seconds")
+    same(await items.touch("goes", 5), False, "touching one that has expired")
+    same(await items.get("goes", touch=5), None, "getting and touching it")
+    same(await items.touch("touched", None), True, "giving it no expiry")
+    trial.clock.advance(100)
+    same(await items.list(), {"touched": Item(n=1)}, "after 110 seconds")
+
+
 @case(Feature.WATCH)
 async def watch_continues_from_the_last_revision_seen(trial: Trial) -> None:
     items = await _items(trial, a=1, b=2)
@@ -318,6 +336,13 @@ async def what_is_not_declared_is_not_supported(trial: Trial) -> None:
     if Feature.TTL not in features:
         with raises(NotSupported, "ttl="):
             await items.set("a", Item(n=1), ttl=1)
+    if Feature.TOUCH not in features:
+        with raises(NotSupported, "touch()"):
+            await items.touch("a", 1)
+        with raises(NotSupported, "get(touch=)"):
+            await items.get("a", touch=1)
+        with raises(NotSupported, "RecordStore.touch()"):
+            await (await trial.store()).touch("a", None)
     if Feature.WATCH not in features:
         with raises(NotSupported, "watch()"):
             await anext(aiter(items.watch()))

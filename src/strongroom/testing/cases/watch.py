@@ -139,6 +139,23 @@ async def a_waiting_watcher_sees_a_record_expire(trial: Trial) -> None:
         same(_seen(await task), [("goes", None)], "the expiry")
 
 
+@case(Feature.WATCH, Feature.TTL, Feature.TOUCH)
+async def a_touch_is_no_change_and_its_expiry_is_one(trial: Trial) -> None:
+    store = await trial.store(goes=b"1")
+    cursor = (await store.changes(None)).cursor
+    task = asyncio.create_task(store.changes(cursor))
+    await _waiting(task)
+    await store.touch("goes", trial.clock() + 3_600_000_000)
+    same((await store.changes(None)).cursor, cursor, "the cursor after a touch")
+    await _waiting(task)
+    walked = await store.changes(0)
+    record = walked.changes[0].record
+    same(record and record.expires, trial.clock() + 3_600_000_000, "the expiry in a walk from 0")
+    trial.clock.advance(3600)
+    async with asyncio.timeout(5):
+        same(_seen(await task), [("goes", None)], "the expiry")
+
+
 @case(Feature.WATCH)
 async def a_cursor_is_good_or_expired_but_never_wrong(trial: Trial) -> None:
     store = await trial.store(a=b"1", b=b"1", c=b"1")
