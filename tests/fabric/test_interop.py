@@ -5,6 +5,7 @@ otherwise one is looked for, and they are installed for it under .venv.
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -45,16 +46,23 @@ def python() -> str:
     named = os.environ.get("STRONGROOM_NAYLENCE_PYTHON")
     if named:
         return named
+    with (Path(sys.prefix) / "naylence.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of this run may be installing it
+        return install()
+
+
+def install() -> str:
     installed = VENV / "bin/python"
-    if not installed.exists():
+    if not (VENV / "complete").exists():
         newer = find_python()
         if newer is None:
             pytest.skip("no Python 3.12 or newer is found, which Naylence needs")
-        subprocess.run([newer, "-m", "venv", VENV], check=True)
+        subprocess.run([newer, "-m", "venv", "--clear", VENV], check=True)
         pip = [str(installed), "-m", "pip", "install", "--quiet", "naylence-agent-sdk==0.4.12"]
         if subprocess.run(pip, check=False).returncode != 0:
             shutil.rmtree(VENV)
             pytest.skip("naylence-agent-sdk cannot be installed")
+        (VENV / "complete").touch()
     return str(installed)
 
 
