@@ -150,30 +150,35 @@ class Recovery:
             StoreDamaged: At the end, if there is any; or nothing can be read at all.
         """
         connection = await self._threads.run(database.open_existing, found.path, self._key(found))
-        damage: StorageError | None = None
-        newest_key: str | None = None
+        newest = ""
         with closing(connection):
-            for reverse in (False, True):
-                after, more = None, True
-                while more:
-                    try:
-                        page = await self._threads.run(
-                            _one_page, connection, found, after=after, reverse=reverse
-                        )
-                    except StorageError as error:
-                        damage, more = error, False
-                        continue
-                    records = page.records
-                    if reverse:
-                        records = [each for each in records if each.key > (newest_key or "")]
+            try:
+                async for records in self._pages(connection, found, reverse=False):
+                    newest = records[-1].key
                     yield records
-                    after = page.records[-1].key if page.records else None
-                    more = page.more and bool(records)
-                    newest_key = newest_key if reverse else after or newest_key
-                if damage is None:
-                    return
-        if damage is not None:
-            raise damage
+            except StorageError as error:
+                damage = error
+            else:
+                return
+            with suppress(StorageError):
+                async for records in self._pages(connection, found, reverse=True):
+                    yield [record for record in records if record.key > newest]
+                    if records[-1].key <= newest:
+                        break
+        raise damage
+
+    async def _pages(
+        self, connection: apsw.Connection, found: Found, *, reverse: bool
+    ) -> AsyncGenerator[Sequence[Record], None]:
+        after, more = None, True
+        while more:
+            page = await self._threads.run(
+                _one_page, connection, found, after=after, reverse=reverse
+            )
+            if page.records:
+                yield page.records
+                after = page.records[-1].key
+            more = page.more
 
     # --- a file is given up -------------------------------------------------------------------
 
@@ -295,18 +300,18 @@ def _one_page(
     connection: apsw.Connection, found: Found, *, after: str | None, reverse: bool
 ) -> Page:
     """One page of records; a single one where more cannot be read together."""
+
+    def read(limit: int) -> Page:
+        now = system_clock()
+        return tables.scan(connection, "", now=now, after=after, limit=limit, reverse=reverse)
+
     try:
-        for limit in (PAGE_RECORDS, 1):
-            try:
-                return tables.scan(
-                    connection, "", now=system_clock(), after=after, limit=limit, reverse=reverse
-                )
-            except apsw.Error:
-                if limit == 1:
-                    raise
+        try:
+            return read(PAGE_RECORDS)
+        except apsw.Error:
+            return read(1)
     except apsw.Error as error:
         raise database.explain(error, found.path, found.namespace) from error
-    raise AssertionError
 
 
 def _mark(namespace: str, head: tables.StoreHead) -> Write:
