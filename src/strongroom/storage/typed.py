@@ -198,7 +198,7 @@ class KeyValueStore(Generic[V]):
     async def touch(self, key: str, ttl: float | timedelta | None) -> bool:
         """Move the expiry of a record, which keeps its value, times and revision.
 
-        >>> await sessions.touch("ab12", ttl=1800)
+        >>> await notes.touch("2026-01-01", ttl=1800)
         True
 
         Watchers see nothing of it.
