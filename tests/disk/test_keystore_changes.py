@@ -136,13 +136,11 @@ async def test_a_namespace_costs_the_same_however_many_there_are(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_node_with_ten_thousand_namespaces_starts_and_is_examined(tmp_path: Path) -> None:
+def test_a_node_with_ten_thousand_namespaces_starts_and_is_used(tmp_path: Path) -> None:
     async def make() -> None:
         async with provider_of(tmp_path) as provider:
             for number in range(10_000):
-                store = await provider.open(f"n{number}")
-                if number % 1000 == 0:
-                    await store.apply([])
+                await provider.open(f"n{number}")
 
     async def look() -> None:
         async with provider_of(tmp_path) as provider:
