@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from strongroom.admin.command import EPOCH, Administered, Command, Progress, utc
-from strongroom.errors import InvalidNamespace, KeyMissing, NotSupported
+from strongroom.errors import InvalidNamespace, KeyMissing, NotSupported, StorageError
 from strongroom.storage import opaque
 from strongroom.storage.encoding import join, split
 from strongroom.storage.provider import OWN_PREFIX, SHARED_PREFIX, StorageProvider
@@ -270,13 +270,20 @@ async def compact(node: Administered, *, namespaces: list[str]) -> AsyncGenerato
             remedy="FAME_STORAGE_PROFILE=encrypted-sqlite, or sqlite",
         )
     chosen = namespaces or await provider.namespaces()
+    failed: StorageError | None = None
     for done, namespace in enumerate(chosen):
         yield Progress(namespace, done, len(chosen))
-        store = await _existing(node, namespace)
-        before = _file(provider, namespace)["bytes"]
-        assert isinstance(store, SqliteStore)
-        await store.compact()
-        yield {"namespace": namespace, "before": before, **_file(provider, namespace)}
+        try:
+            store = await _existing(node, namespace)
+            before = _file(provider, namespace)["bytes"]
+            assert isinstance(store, SqliteStore)
+            await store.compact()
+        except StorageError as error:
+            failed = failed or error  # the others are compacted nevertheless
+        else:
+            yield {"namespace": namespace, "before": before, **_file(provider, namespace)}
+    if failed is not None:
+        raise failed
 
 
 @Command

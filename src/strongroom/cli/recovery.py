@@ -13,7 +13,7 @@ import typer
 
 from strongroom.admin.command import Progress
 from strongroom.admin.health import ENCRYPTS
-from strongroom.admin.records import exported
+from strongroom.admin.records import ExportedRecord, exported
 from strongroom.admin.socket import checked_directory
 from strongroom.cli.output import Directory, Json, Namespace, say, standard_input, storage_settings
 from strongroom.errors import NotSupported, StorageError
@@ -72,12 +72,13 @@ async def sound_items(
             except StorageError as error:
                 if not count:
                     raise
-                error.what = f"{error.what.removesuffix(' Nothing was written.')} Not all was read."
                 damage.append(error)
 
         async with aclosing(exported(pages(), namespace, 0)) as lines:
             async for line in lines:
                 if not isinstance(line, Progress):
+                    if damage and isinstance(line, ExportedRecord):
+                        line.more = True  # this is the last, and an import is to know of the rest
                     yield msgspec.json.encode(line)
 
 

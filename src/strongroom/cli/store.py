@@ -278,7 +278,7 @@ def compact(
     """Make files smaller, by the space that deleted records have left.
 
     A node may use the directory meanwhile; the writes of a namespace wait while its file is
-    rewritten. That needs as much free space on the disk as the file has.
+    rewritten. That needs as much memory, and free space on the disk, as the records have.
 
     \b
     strongroom store compact

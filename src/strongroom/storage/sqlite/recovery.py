@@ -22,13 +22,14 @@ from strongroom.disk.directory import (
     writing,
 )
 from strongroom.disk.header import read_header
+from strongroom.disk.remedies import put_back
 from strongroom.errors import InvalidNamespace, StorageError, StoreDamaged
 from strongroom.keys.audit import AuditLine
 from strongroom.keys.derive import FileKey
 from strongroom.keys.keystore import NAMESPACE as KEYSTORE
 from strongroom.settings import StorageSettings
 from strongroom.storage.provider import NODE_META
-from strongroom.storage.records import PAGE_RECORDS, Page, Record, Write, system_clock
+from strongroom.storage.records import Record, Write, system_clock
 from strongroom.storage.sqlite import tables
 from strongroom.storage.sqlite.files import AUDIT, MARK, SEEN, StoreFiles, Watermark
 from strongroom.storage.sqlite.store import SqliteStore
@@ -144,41 +145,32 @@ class Recovery:
     # --- what is sound ------------------------------------------------------------------------
 
     async def sound_records(self, found: Found) -> AsyncGenerator[Sequence[Record], None]:
-        """The records of a damaged file that can be read, from both ends up to the damage.
+        """The records of a damaged file that can be read, in the order in which they were made.
 
         Raises:
-            StoreDamaged: At the end, if there is any; or nothing can be read at all.
+            StoreDamaged: At the end, if some cannot; or nothing can be read at all.
         """
+        now = system_clock()
         connection = await self._threads.run(database.open_existing, found.path, self._key(found))
-        newest = ""
         with closing(connection):
-            try:
-                async for records in self._pages(connection, found, reverse=False):
-                    newest = records[-1].key
+            last = await self._threads.run(_last_row, connection, found)
+            await self._files.keystore.note("exported", now, found.namespace, "what is sound")
+            row, lost = 1, 0
+            while row <= last:
+                records, row, is_lost = await self._threads.run(
+                    tables.sound_rows, connection, row, now
+                )
+                lost += is_lost
+                if records:
                     yield records
-            except StorageError as error:
-                damage = error
-            else:
-                return
-            with suppress(StorageError):
-                async for records in self._pages(connection, found, reverse=True):
-                    yield [record for record in records if record.key > newest]
-                    if records[-1].key <= newest:
-                        break
-        raise damage
-
-    async def _pages(
-        self, connection: apsw.Connection, found: Found, *, reverse: bool
-    ) -> AsyncGenerator[Sequence[Record], None]:
-        after, more = None, True
-        while more:
-            page = await self._threads.run(
-                _one_page, connection, found, after=after, reverse=reverse
+        if lost:
+            raise StoreDamaged(
+                f"{found.path} is damaged: up to {lost} records cannot be read. The others are "
+                "written.",
+                remedy=put_back(found.path),
+                path=found.path,
+                namespace=found.namespace,
             )
-            if page.records:
-                yield page.records
-                after = page.records[-1].key
-            more = page.more
 
     # --- a file is given up -------------------------------------------------------------------
 
@@ -296,20 +288,9 @@ class Recovery:
             await store.close()
 
 
-def _one_page(
-    connection: apsw.Connection, found: Found, *, after: str | None, reverse: bool
-) -> Page:
-    """One page of records; a single one where more cannot be read together."""
-
-    def read(limit: int) -> Page:
-        now = system_clock()
-        return tables.scan(connection, "", now=now, after=after, limit=limit, reverse=reverse)
-
+def _last_row(connection: apsw.Connection, found: Found) -> int:
     try:
-        try:
-            return read(PAGE_RECORDS)
-        except apsw.Error:
-            return read(1)
+        return tables.last_row(connection)
     except apsw.Error as error:
         raise database.explain(error, found.path, found.namespace) from error
 

@@ -6,6 +6,7 @@ leaves a row in `tombstone`, for watching too. `head` identifies the file and it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -192,6 +193,39 @@ def scan(
             return Page(records, more=True)
         records.append(Record(*row))
     return Page(records, more=False)
+
+
+def last_row(connection: apsw.Connection) -> int:
+    """The highest row number of a record. If the table is damaged, an index may still know it."""
+    newest = "SELECT max(rowid) FROM record"
+    try:
+        return int(connection.execute(f"{newest} NOT INDEXED").get or 0)
+    except apsw.Error:
+        by_revision = f"{newest} INDEXED BY sqlite_autoindex_record_2"
+        return int(connection.execute(by_revision).get or 0)
+
+
+def sound_rows(connection: apsw.Connection, first: int, now: int) -> tuple[list[Record], int, bool]:
+    """Some records from a row number on, without the help of an index.
+
+    Where they cannot be read together, one row is tried, as a damaged page has only some of them.
+
+    Returns:
+        The records, the row number with which to continue, and whether one row cannot be read.
+    """
+    statement = f"SELECT rowid, {_COLUMNS} FROM record NOT INDEXED WHERE {_ALIVE} AND rowid "
+    bindings = {"first": first, "now": now, "limit": PAGE_RECORDS}
+    try:
+        some = f"{statement} >= :first ORDER BY rowid LIMIT :limit"
+        rows: Any = connection.execute(some, bindings).fetchall()
+        after = rows[-1][0] + 1 if len(rows) == PAGE_RECORDS else sys.maxsize
+    except apsw.Error:
+        after = first + 1
+        try:
+            rows = connection.execute(f"{statement} = :first", bindings).fetchall()
+        except apsw.Error:
+            return [], after, True
+    return [Record(*row[1:]) for row in rows], after, False
 
 
 def count(connection: apsw.Connection, prefix: str, now: int) -> int:
